@@ -1,0 +1,106 @@
+"""The comparison of `neuzip bench`: every codec over every batch of a file's tensors, in turn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from neuzip.cli.peers import Codec, Tensor, Unsupported, find_codecs
+from neuzip.codec import Options
+from neuzip.container import Container
+from neuzip.reader import read_bytes
+
+WARM_BYTES = 3 << 19  # run before the clock starts; a multiple of every element's size
+BATCH_BYTES = 256 << 20  # of tensors measured at a time; about four times as much is held in memory
+
+
+@dataclass
+class Score:
+    """Sums over the batches of one codec. error is why it was given up."""
+
+    codec: Codec
+    original_size: int = 0
+    compressed_size: int = 0
+    compress_seconds: float = 0.0
+    decompress_seconds: float = 0.0
+    equal: bool = True
+    warm: bool = False
+    unsupported: set[str] = field(default_factory=set)
+    error: str | None = None
+
+    def run(self, batch: list[Tensor]) -> None:
+        if self.error is not None:
+            return
+        original = sum(len(tensor.data) for tensor in batch)
+        try:
+            with redirect_stdout(sys.stderr):  # stdout is ours
+                if not self.warm:  # imports, libraries, threads
+                    self.codec.run([tensor_head(batch[0])])
+                    self.warm = True
+                trial = self.codec.run(batch)
+        except Unsupported as error:
+            self.unsupported.add(str(error))
+            return
+        except self.codec.failures as error:
+            self.error = f"{type(error).__name__}: {error}"
+            return
+        self.original_size += original
+        self.compressed_size += trial.compressed_size
+        self.compress_seconds += trial.compress_seconds
+        self.decompress_seconds += trial.decompress_seconds
+        self.equal &= trial.equal
+
+
+def tensor_head(tensor: Tensor) -> Tensor:
+    """The first bytes of a tensor, as a tensor of one dimension."""
+    size = min(len(tensor.data), WARM_BYTES)
+    return replace(tensor, shape=(size * 8 // tensor.dtype.bits,), data=tensor.data[:size])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """absent: distributions that were not installed."""
+
+    source: Path
+    threads: int
+    scores: list[Score]
+    absent: list[str]
+
+
+def compare(
+    path: Path, threads: int | None, progress: Callable[[int, int], None] | None = None
+) -> Comparison:
+    """Runs all codecs over a safetensors file. progress: called with the bytes done and in all, of all."""
+    options = Options(threads=threads)
+    codecs, absent = find_codecs(options.thread_count)
+    scores = [Score(codec) for codec in codecs]
+    with Container.open(path) as container:
+        total, done = container.original.data_size * len(scores), 0
+        for batch in batches(container, options):
+            for score in scores:
+                score.run(batch)
+                done += sum(len(tensor.data) for tensor in batch)
+                if progress is not None:
+                    progress(done, total)
+    return Comparison(path, options.thread_count, scores, absent)
+
+
+def batches(container: Container, options: Options) -> Iterator[list[Tensor]]:
+    """The file's tensors in memory, each batch of one dtype and of at most BATCH_BYTES or one tensor."""
+    pending: dict[str, list[Tensor]] = {}
+    for entry in container.entries.values():
+        if entry.size == 0:
+            continue
+        batch = pending.setdefault(entry.dtype.name, [])
+        if batch and sum(len(tensor.data) for tensor in batch) + entry.size > BATCH_BYTES:
+            yield batch
+            batch = pending[entry.dtype.name] = []
+        data = np.empty(entry.size, np.uint8)
+        read_bytes(container, entry, 0, data, options)
+        batch.append(Tensor(entry.name, entry.dtype, entry.shape, data))
+    yield from pending.values()

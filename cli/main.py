@@ -1,0 +1,101 @@
+"""The program: its commands, and how a failure ends it.
+
+Exit codes: 0 done, 1 the data or the system refused (one line on stderr), 2 wrong usage, 130 interrupted.
+Command modules import the library and the presentation libraries inside their functions, so that `--help`,
+`--version` and completion start at once.
+"""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from neuzip.cli.bench import bench
+from neuzip.cli.completion import completion
+from neuzip.cli.compress import compress
+from neuzip.cli.decompress import decompress
+from neuzip.cli.doctor import doctor
+from neuzip.cli.inspect import inspect
+from neuzip.cli.text import printable
+from neuzip.cli.verify import verify
+from neuzip.errors import NeuzipError
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class Failure(click.ClickException):
+    """An error of the data or the system, shown as one line."""
+
+    exit_code = 1
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"neuzip: {printable(self.message)}", err=True)
+
+
+def describe(error: OSError) -> str:
+    """`model.safetensors: No space left on device`: the file first, no errno."""
+    parts = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([*parts, error.strerror or str(error)])
+
+
+class Program(click.Group):
+    """A group whose commands end with a line and an exit code instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except NeuzipError as error:  # before OSError: StorageError is both, and its message is complete
+            raise Failure(str(error)) from error
+        except BrokenPipeError:
+            raise  # click closes stdout quietly: the reader of a pipe has gone
+        except OSError as error:
+            raise Failure(describe(error)) from error
+        except MemoryError as error:
+            raise Failure("not enough memory") from error
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("neuzip: interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="`neuzip COMMAND --help` shows a command's options and examples.",
+)
+@click.version_option(package_name="neuzip-codec", prog_name="neuzip", message="%(prog)s %(version)s")
+def program() -> None:
+    """Compress model weights losslessly.
+
+    A compressed checkpoint is a valid safetensors file, and decompressing it gives the original file,
+    byte for byte.
+    """
+
+
+for command in (compress, decompress, verify, inspect, bench, doctor, completion):
+    program.add_command(command)
+
+
+def terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM unwinds the stack as Ctrl-C does, so that partial files are removed."""
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Runs the program on the process's arguments, streams and signals."""
+    signal.signal(signal.SIGTERM, terminate)
+    # A name may hold characters that the terminal's encoding lacks.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    program(prog_name="neuzip")
+
+
+if __name__ == "__main__":
+    main()

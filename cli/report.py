@@ -1,0 +1,51 @@
+"""What compress, decompress and verify say when they are done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neuzip.cli import text
+
+if TYPE_CHECKING:
+    from neuzip.report import Report
+
+
+def document(report: Report) -> dict[str, Any]:
+    """The report as JSON: sizes in bytes, seconds of wall time."""
+    return {
+        "source": str(report.source),
+        "destination": None if report.destination is None else str(report.destination),
+        "original_size": report.original_size,
+        "compressed_size": report.compressed_size,
+        "seconds": report.seconds,
+        "files": [
+            {
+                "path": str(file.path),
+                "original_size": file.original_size,
+                "compressed_size": file.compressed_size,
+                "coding": file.coding,
+            }
+            for file in report.files
+        ],
+    }
+
+
+def speed(report: Report) -> str:
+    return f"{text.duration(report.seconds)}, {text.rate(report.original_size, report.seconds)}"
+
+
+def count_files(report: Report) -> str:
+    """` in 14 files (3 compressed)` for a directory, nothing for a file."""
+    if len(report.files) < 2:
+        return ""
+    containers = sum(file.coding == "container" for file in report.files)
+    return f" in {len(report.files)} files ({containers} compressed)"
+
+
+def show(report: Report, summary: str, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        text.document(document(report))
+    elif not quiet:
+        click.echo(summary)

@@ -1,0 +1,38 @@
+"""`neuzip verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from neuzip.cli import options, report, text
+from neuzip.cli.progress import progress_bar
+
+
+@click.command(
+    epilog=options.show_examples(
+        "neuzip verify model.nz.safetensors",
+        "neuzip verify Llama-3-8B.nz/ -q && echo intact",
+    )
+)
+@options.source
+@options.threads
+@options.as_json
+@options.quiet
+def verify(src: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
+    """Decode SRC and compare every checksum, writing nothing.
+
+    Exits with 1 and names the file and tensor if anything is damaged or missing.
+    """
+    from neuzip.checkpoint import verify_file
+
+    with progress_bar("verify", src, quiet) as progress:
+        done = verify_file(src, threads=threads, progress=progress)
+    name = text.printable(str(done.source))
+    if any(file.coding == "plain" for file in done.files):
+        summary = f"{name}: not compressed; well formed, but without checksums to verify"
+    else:
+        size = f"{text.size(done.original_size)}{report.count_files(done)}"
+        summary = f"{name}: intact, {size} ({report.speed(done)})"
+    report.show(done, summary, as_json, quiet)

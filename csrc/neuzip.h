@@ -1,0 +1,105 @@
+/* The whole C interface of the neuzip codec. formats/spec.md defines the bytes.
+ *
+ * Buffers belong to the caller, are never kept after a call returns, and need no alignment. Input is never written.
+ * Functions return NZ_OK or a negative nz_status; they never throw, abort, print or allocate more than a constant
+ * amount a thread (about 1 MiB). All functions are thread-safe except nz_isa_select. */
+#ifndef NEUZIP_H
+#define NEUZIP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define NZ_API __declspec(dllexport)
+#else
+#define NZ_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised whenever a signature or struct below changes; neuzip/_native.py refuses a library that answers another. */
+#define NZ_ABI_VERSION 1
+
+typedef enum {
+  NZ_OK = 0,
+  NZ_CORRUPT = -1,   /* the bytes contradict the format or their checksum */
+  NZ_TRUNCATED = -2, /* the bytes end too early */
+  NZ_ARGUMENT = -3,  /* the caller's fault: unknown layout, too small a buffer */
+  NZ_MEMORY = -4     /* scratch memory or a thread could not be had */
+} nz_status;
+
+typedef enum { NZ_SCALAR = 0, NZ_AVX2 = 1, NZ_AVX512 = 2, NZ_NEON = 3, NZ_ISA_COUNT = 4 } nz_isa;
+
+typedef enum { NZ_LEVEL_DEFAULT = 0, NZ_LEVEL_MAX = 1 } nz_level;
+
+NZ_API int32_t nz_abi_version(void);
+
+/* Name of an instruction set ("scalar", "avx2", …); NULL if out of range. */
+NZ_API const char *nz_isa_name(int32_t isa);
+/* 1 if this build has the instruction set's loops and this processor runs them, else 0. */
+NZ_API int32_t nz_isa_available(int32_t isa);
+/* Forces the loops used from now on, by every thread; -1 returns to the best available. For tests and benchmarks. */
+NZ_API int32_t nz_isa_select(int32_t isa);
+/* The nz_isa in use. */
+NZ_API int32_t nz_isa_current(void);
+
+/* XXH3-64, seed 0 (spec §1). */
+NZ_API uint64_t nz_checksum64(const void *data, size_t size);
+
+/* Bytes that suffice for any table blob nz_plan writes. */
+#define NZ_TABLE_CAPACITY (160 * 1024)
+
+/* Samples a tensor and writes the table blob (spec §5) its chunks of 2^chunk_log2 units will be coded with.
+ * `table` has NZ_TABLE_CAPACITY bytes. Returns the blob's length, 0 if no table pays; or a negative nz_status. */
+NZ_API int32_t nz_plan(int32_t layout, int32_t level, int32_t chunk_log2, const uint8_t *src, uint64_t units,
+                       uint8_t *table);
+
+/* Upper bound of one encoded chunk of up to 2^chunk_log2 units. 0 if the layout is unknown. */
+NZ_API uint64_t nz_chunk_bound(int32_t layout, int32_t chunk_log2);
+
+/* A run of whole chunks of one tensor to encode. */
+typedef struct {
+  const uint8_t *src;   /* original bytes of the run's first chunk */
+  uint64_t units;       /* units in the run; all chunks but the run's last are full */
+  uint64_t first_chunk; /* number of the run's first chunk in its tensor */
+  const uint8_t *table; /* blob from nz_plan; may be NULL if table_bytes is 0 */
+  uint32_t table_bytes;
+  int32_t layout;
+  int32_t chunk_log2; /* 10 … 16 */
+  int32_t status;     /* out: nz_status */
+  uint8_t *dst;       /* out: the chunks, one after another */
+  uint64_t capacity;  /* of dst; chunks · nz_chunk_bound always suffices */
+  uint64_t written;   /* out: bytes written to dst */
+  uint32_t *index;    /* out: length and checksum32 of each chunk, 2 · chunks values */
+} nz_encode_job;
+
+/* Encodes all jobs with up to `threads` threads, splitting jobs as needed. The bytes do not depend on the number of
+ * threads or on the instruction set. Returns NZ_OK, or the first failing job's status; every job has its own. */
+NZ_API int32_t nz_encode(nz_encode_job *jobs, size_t count, int32_t threads);
+
+/* A run of whole chunks of one tensor to decode. */
+typedef struct {
+  const uint8_t *src;    /* the run's chunks, one after another */
+  uint64_t size;         /* bytes at src; must be the sum of the lengths in index */
+  const uint32_t *index; /* length and checksum32 of each chunk (spec §5) */
+  uint64_t units;        /* units in the run; all chunks but the run's last are full */
+  uint64_t first_chunk;  /* number of the run's first chunk in its tensor */
+  const uint8_t *table;  /* blob (spec §5) */
+  uint32_t table_bytes;
+  int32_t layout;
+  int32_t chunk_log2;
+  int32_t verify;     /* compare checksums */
+  int32_t status;     /* out: nz_status */
+  uint64_t bad_chunk; /* out: lowest failing chunk of the run seen, if status is not NZ_OK */
+  uint8_t *dst;       /* out: units · width bytes */
+} nz_decode_job;
+
+/* Decodes all jobs with up to `threads` threads. Contents of dst are unspecified for a job that failed. */
+NZ_API int32_t nz_decode(nz_decode_job *jobs, size_t count, int32_t threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,80 @@
+// The arithmetic of the coder (spec §4.1), one lane at a time.
+//
+// Read me first:
+// 1. A state is 32 bits in [2^16, 2^32). Words are 16 bits, so one word always brings a state back into its range.
+// 2. Frequencies sum to 2^bits. Decoding takes the low `bits` of the state as a slot; encoding puts them there.
+// 3. The encoder runs from the last symbol to the first, so that the decoder can run forwards.
+#ifndef NEUZIP_RANS_H
+#define NEUZIP_RANS_H
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace nz {
+namespace {  // each instruction set's file gets its own copies, compiled with its flags
+
+inline uint16_t load_u16(const uint8_t *p) {
+  uint16_t v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline uint32_t load_u32(const uint8_t *p) {
+  uint32_t v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline void store_u16(uint8_t *p, uint16_t v) { std::memcpy(p, &v, sizeof v); }
+inline void store_u32(uint8_t *p, uint32_t v) { std::memcpy(p, &v, sizeof v); }
+
+// Brings a decoded state back to at least kLow.
+inline uint32_t renormalise(uint32_t x, const uint8_t **next) {
+  if (x >= kLow) return x;
+  x = x << 16 | load_u16(*next);
+  *next += 2;
+  return x;
+}
+
+// The state after encoding a symbol; frequency < 2^16.
+inline uint32_t put(uint32_t x, uint32_t frequency, uint32_t start, int bits, uint8_t **next) {
+  if (x >> (32 - bits) >= frequency) {
+    *next -= 2;
+    store_u16(*next, static_cast<uint16_t>(x));
+    x >>= 16;
+  }
+  return (x / frequency << bits) + start + x % frequency;
+}
+
+inline uint8_t get_rank(const RankTable &table, DecodeStream *stream, int lane) {
+  const uint32_t x = stream->state[lane];
+  const uint32_t slot = x & 0xffff;
+  const uint8_t rank = slot < 0xff00 ? table.main[slot >> 8] : table.fine[slot >> 4 & 15];
+  stream->state[lane] =
+      renormalise(table.frequency[rank] * (x >> 16) + slot - table.start[rank], &stream->next);
+  return table.symbol[rank];
+}
+
+inline uint8_t get_byte(const ByteTable &table, DecodeStream *stream, int lane) {
+  const uint32_t x = stream->state[lane];
+  const uint32_t entry = table.slots[x & ((1u << table.bits) - 1)];
+  stream->state[lane] =
+      renormalise((entry >> 12 & 0xfff) * (x >> table.bits) + (entry & 0xfff), &stream->next);
+  return static_cast<uint8_t>(entry >> 24);
+}
+
+inline void put_rank(const RankTable &table, EncodeStream *stream, int lane, uint8_t rank) {
+  stream->state[lane] = put(stream->state[lane], table.frequency[rank], table.start[rank], 16, &stream->next);
+}
+
+inline void put_byte(const ByteTable &table, EncodeStream *stream, int lane, uint8_t symbol) {
+  const uint32_t fc = table.frequency_start[symbol];
+  stream->state[lane] = put(stream->state[lane], fc & 0xffff, fc >> 16, table.bits, &stream->next);
+}
+
+}  // namespace
+}  // namespace nz
+
+#endif

@@ -1,0 +1,386 @@
+// The loops for AVX2.
+//
+// Ranks are looked up without gathers: a slot's high byte is compared with the boundaries of the main ranks (all are
+// multiples of 256, §4.2), which counts the rank; what a rank needs is then sixteen bytes in a register, one shuffle
+// away. States are kept as separate high and low halves, sixteen lanes a register, and all arithmetic is 16 bits.
+#include <immintrin.h>
+
+#include "planes.h"
+#include "rans.h"
+
+namespace nz {
+namespace {
+
+// For a mask of eight lanes: which bytes of the next eight words go where.
+struct WordShuffles {
+  alignas(16) uint8_t take[256][16];   // decoding: the next word of the stream into each lane that needs one, else 0
+  alignas(16) uint8_t place[256][16];  // encoding: the words of the lanes that give one, together at the end
+};
+
+constexpr WordShuffles make_word_shuffles() {
+  WordShuffles s = {};
+  for (int mask = 0; mask < 256; mask++) {
+    int taken = 0, given = 0, total = 0;
+    for (int lane = 0; lane < 8; lane++) total += mask >> lane & 1;
+    for (int i = 0; i < 16; i++) s.place[mask][i] = 0x80;
+    for (int lane = 0; lane < 8; lane++) {
+      const bool on = mask >> lane & 1;
+      for (int byte = 0; byte < 2; byte++) {
+        s.take[mask][2 * lane + byte] = static_cast<uint8_t>(on ? 2 * taken + byte : 0x80);
+        if (on) s.place[mask][2 * (8 - total + given) + byte] = static_cast<uint8_t>(2 * lane + byte);
+      }
+      if (on) taken++, given++;
+    }
+  }
+  return s;
+}
+
+constexpr WordShuffles kWords = make_word_shuffles();
+
+inline __m256i load(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
+inline void store(void *p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
+inline __m256i both(const void *p) {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i *>(p)));
+}
+
+// 16-bit values of 16 ranks as two byte shuffles: low bytes and high bytes.
+struct SplitBytes {
+  __m256i low, high;
+  explicit SplitBytes(const uint16_t *values) {
+    alignas(16) uint8_t l[16], h[16];
+    for (int i = 0; i < 16; i++) l[i] = static_cast<uint8_t>(values[i]), h[i] = static_cast<uint8_t>(values[i] >> 8);
+    low = both(l), high = both(h);
+  }
+};
+
+// Eight words, at the lanes of `mask`; moves `next` past those taken.
+inline __m128i take_words(const uint8_t **next, uint32_t mask) {
+  const __m128i words = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(*next)),
+                                         _mm_load_si128(reinterpret_cast<const __m128i *>(kWords.take[mask])));
+  *next += 2 * _mm_popcnt_u32(mask);
+  return words;
+}
+
+// Places the low halves of the lanes of `mask` below `next`; overwrites 16 bytes there.
+inline void place_words(uint8_t **next, __m128i words, uint32_t mask) {
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(*next - 16),
+                   _mm_shuffle_epi8(words, _mm_load_si128(reinterpret_cast<const __m128i *>(kWords.place[mask]))));
+  *next -= 2 * _mm_popcnt_u32(mask);
+}
+
+// --- rank decoder ---------------------------------------------------------------------------------------------
+
+// A rank table in registers. kBoundaries is a compile-time bound of the number of main ranks.
+template <int kBoundaries>
+struct RankRegisters {
+  SplitBytes frequency, start;
+  __m256i symbol, fine;
+  __m256i boundary[kBoundaries];  // last high byte of each main rank, biased for signed comparison
+
+  explicit RankRegisters(const RankTable &table)
+      : frequency(table.frequency), start(table.start), symbol(both(table.symbol)), fine(both(table.fine)) {
+    for (int i = 0; i < kBoundaries; i++) {
+      const int last = i < table.main_ranks ? (table.start[i + 1] >> 8) - 1 : 0xff;
+      boundary[i] = _mm256_set1_epi8(static_cast<char>(last ^ 0x80));
+    }
+  }
+
+  // Ranks of 32 slots given as high and low bytes. Slots from 65280 have high byte 255 and are fine.
+  __m256i rank(__m256i high, __m256i low) const {
+    const __m256i biased = _mm256_xor_si256(high, _mm256_set1_epi8(static_cast<char>(0x80)));
+    __m256i even = _mm256_setzero_si256(), odd = even;
+#pragma GCC unroll 16
+    for (int i = 0; i < kBoundaries; i++) {
+      const __m256i above = _mm256_cmpgt_epi8(biased, boundary[i]);
+      if (i & 1)
+        odd = _mm256_sub_epi8(odd, above);
+      else
+        even = _mm256_sub_epi8(even, above);
+    }
+    const __m256i nibble = _mm256_and_si256(_mm256_srli_epi16(low, 4), _mm256_set1_epi8(15));
+    const __m256i is_fine = _mm256_cmpeq_epi8(high, _mm256_set1_epi8(-1));
+    return _mm256_blendv_epi8(_mm256_add_epi8(even, odd), _mm256_shuffle_epi8(fine, nibble), is_fine);
+  }
+};
+
+// A state's halves: lanes 0–15 and 16–31.
+struct Halves {
+  __m256i low[2], high[2];
+
+  explicit Halves(const uint32_t *state) {
+    const __m256i mask = _mm256_set1_epi32(0xffff);
+    for (int j = 0; j < 2; j++) {
+      const __m256i a = load(state + 16 * j), b = load(state + 16 * j + 8);
+      low[j] = _mm256_permute4x64_epi64(
+          _mm256_packus_epi32(_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)), 0xd8);
+      high[j] = _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16)), 0xd8);
+    }
+  }
+  void write(uint32_t *state) const {
+    for (int j = 0; j < 2; j++) {
+      const __m256i a = _mm256_unpacklo_epi16(low[j], high[j]), b = _mm256_unpackhi_epi16(low[j], high[j]);
+      store(state + 16 * j, _mm256_permute2x128_si256(a, b, 0x20));
+      store(state + 16 * j + 8, _mm256_permute2x128_si256(a, b, 0x31));
+    }
+  }
+};
+
+// One step of one stream: x = f · (x >> 16) + slot − start, then renormalise.
+template <int kBoundaries>
+inline void rank_step(const RankRegisters<kBoundaries> &table, Halves *x, const uint8_t **next, uint8_t *symbols) {
+  const __m256i byte = _mm256_set1_epi16(0xff), zero = _mm256_setzero_si256();
+  const __m256i l0 = x->low[0], l1 = x->low[1];
+  // Packing interleaves the two registers' 128-bit halves; unpacking below undoes it.
+  const __m256i rank =
+      table.rank(_mm256_packus_epi16(_mm256_srli_epi16(l0, 8), _mm256_srli_epi16(l1, 8)),
+                 _mm256_packus_epi16(_mm256_and_si256(l0, byte), _mm256_and_si256(l1, byte)));
+  const __m256i fl = _mm256_shuffle_epi8(table.frequency.low, rank);
+  const __m256i fh = _mm256_shuffle_epi8(table.frequency.high, rank);
+  const __m256i sl = _mm256_shuffle_epi8(table.start.low, rank);
+  const __m256i sh = _mm256_shuffle_epi8(table.start.high, rank);
+  store(symbols, _mm256_permute4x64_epi64(_mm256_shuffle_epi8(table.symbol, rank), 0xd8));
+#pragma GCC unroll 2
+  for (int j = 0; j < 2; j++) {
+    const __m256i f = j ? _mm256_unpackhi_epi8(fl, fh) : _mm256_unpacklo_epi8(fl, fh);
+    const __m256i start = j ? _mm256_unpackhi_epi8(sl, sh) : _mm256_unpacklo_epi8(sl, sh);
+    const __m256i within = _mm256_sub_epi16(x->low[j], start);
+    const __m256i low = _mm256_add_epi16(_mm256_mullo_epi16(f, x->high[j]), within);
+    // The sum wrapped, so the high half gets a carry, unless it is at least an addend; the compare gives −1 there.
+    const __m256i no_carry = _mm256_cmpeq_epi16(_mm256_max_epu16(low, within), low);
+    const __m256i high = _mm256_add_epi16(
+        _mm256_add_epi16(_mm256_mulhi_epu16(f, x->high[j]), _mm256_set1_epi16(1)), no_carry);
+    const __m256i needs = _mm256_cmpeq_epi16(high, zero);
+    const uint32_t mask = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_packs_epi16(needs, zero)));
+    const __m128i w0 = take_words(next, mask & 0xff);
+    const __m128i w1 = take_words(next, mask >> 16);
+    x->high[j] = _mm256_or_si256(high, _mm256_and_si256(needs, low));
+    x->low[j] = _mm256_or_si256(_mm256_andnot_si256(needs, low),
+                                _mm256_inserti128_si256(_mm256_castsi128_si256(w0), w1, 1));
+  }
+}
+
+template <int kStreams, int kBoundaries>
+void decode_rank_streams(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, size_t steps) {
+  const RankRegisters<kBoundaries> registers(table);
+  if constexpr (kStreams == 1) {
+    Halves x(streams->state);
+    const uint8_t *next = streams->next;
+    for (size_t s = 0; s < steps; s++) rank_step(registers, &x, &next, symbols[0] + kLanes * s);
+    x.write(streams->state);
+    streams->next = next;
+  } else {
+    Halves x0(streams[0].state), x1(streams[1].state);
+    const uint8_t *next0 = streams[0].next, *next1 = streams[1].next;
+    for (size_t s = 0; s < steps; s++) {
+      rank_step(registers, &x0, &next0, symbols[0] + kLanes * s);
+      rank_step(registers, &x1, &next1, symbols[1] + kLanes * s);
+    }
+    x0.write(streams[0].state), x1.write(streams[1].state);
+    streams[0].next = next0, streams[1].next = next1;
+  }
+}
+
+template <int kStreams>
+void decode_rank_bounded(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, size_t steps) {
+  if (table.main_ranks <= 8)
+    decode_rank_streams<kStreams, 8>(table, streams, symbols, steps);
+  else if (table.main_ranks <= 10)
+    decode_rank_streams<kStreams, 10>(table, streams, symbols, steps);
+  else
+    decode_rank_streams<kStreams, 15>(table, streams, symbols, steps);
+}
+
+void decode_rank(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, int count, size_t steps) {
+  int k = 0;
+  for (; k + 2 <= count; k += 2) decode_rank_bounded<2>(table, streams + k, symbols + k, steps);
+  if (k < count) decode_rank_bounded<1>(table, streams + k, symbols + k, steps);
+}
+
+// --- byte decoder ---------------------------------------------------------------------------------------------
+
+// A stream's 32 states as four registers of eight.
+struct States {
+  __m256i x[4];
+  explicit States(const uint32_t *state) {
+    for (int j = 0; j < 4; j++) x[j] = load(state + 8 * j);
+  }
+  void write(uint32_t *state) const {
+    for (int j = 0; j < 4; j++) store(state + 8 * j, x[j]);
+  }
+};
+
+inline void byte_step(const ByteTable &table, __m256i slot_mask, __m128i bits, States *states, const uint8_t **next,
+                      uint8_t *symbols) {
+  const __m256i twelve = _mm256_set1_epi32(0xfff), zero = _mm256_setzero_si256();
+  __m256i entry[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; j++)
+    entry[j] = _mm256_i32gather_epi32(reinterpret_cast<const int *>(table.slots),
+                                      _mm256_and_si256(states->x[j], slot_mask), 4);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; j++) {
+    const __m256i frequency = _mm256_and_si256(_mm256_srli_epi32(entry[j], 12), twelve);
+    const __m256i x = _mm256_add_epi32(_mm256_mullo_epi32(frequency, _mm256_srl_epi32(states->x[j], bits)),
+                                       _mm256_and_si256(entry[j], twelve));
+    const __m256i needs = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), zero);
+    const uint32_t mask = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(needs)));
+    const __m256i words = _mm256_cvtepu16_epi32(take_words(next, mask));
+    states->x[j] = _mm256_or_si256(_mm256_blendv_epi8(x, _mm256_slli_epi32(x, 16), needs), words);
+    entry[j] = _mm256_srli_epi32(entry[j], 24);
+  }
+  const __m256i bytes =
+      _mm256_packus_epi16(_mm256_packus_epi32(entry[0], entry[1]), _mm256_packus_epi32(entry[2], entry[3]));
+  store(symbols, _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+}
+
+template <int kStreams>
+void decode_byte_streams(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, size_t steps) {
+  const __m256i slot_mask = _mm256_set1_epi32((1 << table.bits) - 1);
+  const __m128i bits = _mm_cvtsi32_si128(table.bits);
+  if constexpr (kStreams == 1) {
+    States x(streams->state);
+    const uint8_t *next = streams->next;
+    for (size_t s = 0; s < steps; s++) byte_step(table, slot_mask, bits, &x, &next, symbols[0] + kLanes * s);
+    x.write(streams->state);
+    streams->next = next;
+  } else {
+    States x0(streams[0].state), x1(streams[1].state);
+    const uint8_t *next0 = streams[0].next, *next1 = streams[1].next;
+    for (size_t s = 0; s < steps; s++) {
+      byte_step(table, slot_mask, bits, &x0, &next0, symbols[0] + kLanes * s);
+      byte_step(table, slot_mask, bits, &x1, &next1, symbols[1] + kLanes * s);
+    }
+    x0.write(streams[0].state), x1.write(streams[1].state);
+    streams[0].next = next0, streams[1].next = next1;
+  }
+}
+
+void decode_byte(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, int count, size_t steps) {
+  int k = 0;
+  for (; k + 2 <= count; k += 2) decode_byte_streams<2>(table, streams + k, symbols + k, steps);
+  if (k < count) decode_byte_streams<1>(table, streams + k, symbols + k, steps);
+}
+
+// --- encoders -------------------------------------------------------------------------------------------------
+
+// y div f for y < 2^16 · f, and the remainder. The quotient is below 2^20 and comes from floats: y and the
+// reciprocal's product carry a relative error below 2^-22, the factor lowers it by 2^-21, so that the truncated
+// quotient is exact or one too small (2^20 · (2^-21 + 2^-22) < 1), which the remainder tells.
+struct Quotient {
+  __m256i q, remainder;
+};
+
+inline Quotient divide(__m256i y, __m256 y_float, __m256i f) {
+  const __m256 lowered = _mm256_mul_ps(y_float, _mm256_set1_ps(1.0f - 0x1p-21f));
+  const __m256i q = _mm256_cvttps_epi32(_mm256_div_ps(lowered, _mm256_cvtepi32_ps(f)));
+  const __m256i r = _mm256_sub_epi32(y, _mm256_mullo_epi32(q, f));
+  const __m256i exact = _mm256_cmpgt_epi32(f, r);  // −1 where q is exact
+  return {_mm256_add_epi32(q, _mm256_add_epi32(exact, _mm256_set1_epi32(1))),
+          _mm256_sub_epi32(r, _mm256_andnot_si256(exact, f))};
+}
+
+// Emits the low halves of the states that are too large for their frequency, and shortens those.
+inline __m256i renormalise_down(__m256i x, __m256i keeps, uint8_t **next) {
+  const uint32_t mask = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(keeps))) ^ 0xff;
+  const __m256i low = _mm256_and_si256(x, _mm256_set1_epi32(0xffff));
+  place_words(next, _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1)), mask);
+  return _mm256_blendv_epi8(_mm256_srli_epi32(x, 16), x, keeps);
+}
+
+// Eight lanes: x = (x div f) << 16 | start + x mod f. Frequencies are multiples of 16 (§4.2), which leaves the
+// state's low four bits alone and 28 bits to divide.
+inline __m256i put_ranks(__m256i x, __m256i f, __m256i start, uint8_t **next) {
+  x = renormalise_down(x, _mm256_cmpgt_epi32(f, _mm256_srli_epi32(x, 16)), next);
+  const __m256i y = _mm256_srli_epi32(x, 4), f16 = _mm256_srli_epi32(f, 4);
+  const Quotient d = divide(y, _mm256_cvtepi32_ps(y), f16);
+  const __m256i within = _mm256_or_si256(_mm256_slli_epi32(d.remainder, 4), _mm256_and_si256(x, _mm256_set1_epi32(15)));
+  return _mm256_add_epi32(_mm256_slli_epi32(d.q, 16), _mm256_add_epi32(within, start));
+}
+
+void encode_rank(const RankTable &table, EncodeStream *stream, const uint8_t *ranks, size_t steps) {
+  const SplitBytes frequency(table.frequency), start(table.start);
+  States states(stream->state);
+  uint8_t *next = stream->next;
+  for (size_t s = steps; s-- > 0;) {
+    // Lanes 0–7, 16–23 | 8–15, 24–31, so that unpacking bytes to words yields 0–15 and 16–31.
+    const __m256i rank = _mm256_permute4x64_epi64(load(ranks + kLanes * s), 0xd8);
+    const __m256i fl = _mm256_shuffle_epi8(frequency.low, rank), fh = _mm256_shuffle_epi8(frequency.high, rank);
+    const __m256i sl = _mm256_shuffle_epi8(start.low, rank), sh = _mm256_shuffle_epi8(start.high, rank);
+    const __m256i f[2] = {_mm256_unpacklo_epi8(fl, fh), _mm256_unpackhi_epi8(fl, fh)};
+    const __m256i c[2] = {_mm256_unpacklo_epi8(sl, sh), _mm256_unpackhi_epi8(sl, sh)};
+#pragma GCC unroll 4
+    for (int j = 3; j >= 0; j--) {
+      const __m128i f8 = j & 1 ? _mm256_extracti128_si256(f[j / 2], 1) : _mm256_castsi256_si128(f[j / 2]);
+      const __m128i c8 = j & 1 ? _mm256_extracti128_si256(c[j / 2], 1) : _mm256_castsi256_si128(c[j / 2]);
+      states.x[j] = put_ranks(states.x[j], _mm256_cvtepu16_epi32(f8), _mm256_cvtepu16_epi32(c8), &next);
+    }
+  }
+  states.write(stream->state);
+  stream->next = next;
+}
+
+// Eight lanes: x = (x div f) << bits | start + x mod f, with x < f << (32 − bits).
+inline __m256i put_bytes(__m256i x, __m256i f, __m256i start, __m128i bits, __m128i rest, uint8_t **next) {
+  x = renormalise_down(x, _mm256_cmpgt_epi32(f, _mm256_srl_epi32(x, rest)), next);
+  // x may have its top bit set, so it is converted in halves.
+  const __m256 high = _mm256_cvtepi32_ps(_mm256_srli_epi32(x, 16));
+  const __m256 low = _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)));
+  const Quotient d = divide(x, _mm256_add_ps(_mm256_mul_ps(high, _mm256_set1_ps(65536.0f)), low), f);
+  return _mm256_add_epi32(_mm256_sll_epi32(d.q, bits), _mm256_add_epi32(d.remainder, start));
+}
+
+void encode_byte(const ByteTable &table, EncodeStream *stream, const uint8_t *symbols, size_t steps) {
+  const __m128i bits = _mm_cvtsi32_si128(table.bits), rest = _mm_cvtsi32_si128(32 - table.bits);
+  const __m256i half = _mm256_set1_epi32(0xffff);
+  States states(stream->state);
+  uint8_t *next = stream->next;
+  for (size_t s = steps; s-- > 0;) {
+#pragma GCC unroll 4
+    for (int j = 3; j >= 0; j--) {
+      const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(symbols + kLanes * s + 8 * j));
+      const __m256i fs = _mm256_i32gather_epi32(reinterpret_cast<const int *>(table.frequency_start),
+                                                _mm256_cvtepu8_epi32(eight), 4);
+      states.x[j] = put_bytes(states.x[j], _mm256_and_si256(fs, half), _mm256_srli_epi32(fs, 16), bits, rest, &next);
+    }
+  }
+  states.write(stream->state);
+  stream->next = next;
+}
+
+// --- ranks ----------------------------------------------------------------------------------------------------
+
+// The exponents of a tensor lie close together: those within 32 of the largest ranked one are looked up with two
+// shuffles, zero (whose exponent is far from all others) with a compare, and any other table byte by byte.
+bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, size_t n) {
+  int top = 0;
+  for (int r = 0; r < table.ranks; r++) top = table.symbol[r] > top ? table.symbol[r] : top;
+  for (int r = 0; r < table.ranks; r++)
+    if (table.symbol[r] != 0 && top - table.symbol[r] >= 32) return kScalarKernels.to_ranks(table, symbols, ranks, n);
+  alignas(16) uint8_t window[2][16];  // window[below >> 4][below & 15], below = top − symbol
+  for (int i = 0; i < 32; i++) window[i / 16][i % 16] = i <= top ? table.rank_of[top - i] : kMissing;
+  const __m256i near = both(window[0]), far = both(window[1]), low4 = _mm256_set1_epi8(15);
+  const __m256i of_zero = _mm256_set1_epi8(static_cast<char>(table.rank_of[0]));
+  const __m256i tops = _mm256_set1_epi8(static_cast<char>(top)), none = _mm256_set1_epi8(-1);
+  __m256i missing = _mm256_setzero_si256();
+  size_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m256i symbol = load(symbols + i);
+    const __m256i below = _mm256_sub_epi8(tops, symbol), nibble = _mm256_and_si256(below, low4);
+    const __m256i is_near = _mm256_cmpeq_epi8(_mm256_min_epu8(below, low4), below);
+    const __m256i is_far = _mm256_cmpeq_epi8(_mm256_min_epu8(below, _mm256_set1_epi8(31)), below);
+    __m256i rank = _mm256_blendv_epi8(none, _mm256_shuffle_epi8(far, nibble), is_far);
+    rank = _mm256_blendv_epi8(rank, _mm256_shuffle_epi8(near, nibble), is_near);
+    rank = _mm256_blendv_epi8(rank, of_zero, _mm256_cmpeq_epi8(symbol, _mm256_setzero_si256()));
+    missing = _mm256_or_si256(missing, rank);  // ranks are below 16: a top bit means kMissing
+    store(ranks + i, rank);
+  }
+  const bool tail = kScalarKernels.to_ranks(table, symbols + i, ranks + i, n - i);
+  return tail || _mm256_movemask_epi8(missing) != 0;
+}
+
+}  // namespace
+
+constexpr Kernels kAvx2Kernels =
+    with_planes({"avx2", 2, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+
+}  // namespace nz

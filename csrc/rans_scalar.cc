@@ -1,0 +1,48 @@
+// The loops for any processor, and the ones all others are compared with.
+#include "planes.h"
+#include "rans.h"
+
+namespace nz {
+namespace {
+
+void decode_rank(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
+                 size_t steps) {
+  for (int k = 0; k < count; k++)
+    for (size_t s = 0; s < steps; s++)
+      for (int lane = 0; lane < kLanes; lane++)
+        symbols[k][s * kLanes + lane] = get_rank(table, &streams[k], lane);
+}
+
+void decode_byte(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
+                 size_t steps) {
+  for (int k = 0; k < count; k++)
+    for (size_t s = 0; s < steps; s++)
+      for (int lane = 0; lane < kLanes; lane++)
+        symbols[k][s * kLanes + lane] = get_byte(table, &streams[k], lane);
+}
+
+void encode_rank(const RankTable &table, EncodeStream *stream, const uint8_t *ranks, size_t steps) {
+  for (size_t s = steps; s-- > 0;)
+    for (int lane = kLanes; lane-- > 0;) put_rank(table, stream, lane, ranks[s * kLanes + lane]);
+}
+
+void encode_byte(const ByteTable &table, EncodeStream *stream, const uint8_t *symbols, size_t steps) {
+  for (size_t s = steps; s-- > 0;)
+    for (int lane = kLanes; lane-- > 0;) put_byte(table, stream, lane, symbols[s * kLanes + lane]);
+}
+
+bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, size_t n) {
+  bool missing = false;
+  for (size_t i = 0; i < n; i++) {
+    ranks[i] = table.rank_of[symbols[i]];
+    missing |= ranks[i] == kMissing;
+  }
+  return missing;
+}
+
+}  // namespace
+
+constexpr Kernels kScalarKernels =
+    with_planes({"scalar", 1, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+
+}  // namespace nz

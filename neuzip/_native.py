@@ -1,0 +1,244 @@
+"""All of ctypes: the C library of ``csrc/neuzip.h``, with statuses as exceptions.
+
+Buffers cross as pointers into objects that the caller keeps alive; every call releases the GIL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput
+
+ABI_VERSION = 1
+TABLE_CAPACITY = 160 * 1024
+
+Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint32]
+
+
+class EncodeJob(ctypes.Structure):
+    """``nz_encode_job``."""
+
+    _fields_ = [
+        ("src", ctypes.c_void_p),
+        ("units", ctypes.c_uint64),
+        ("first_chunk", ctypes.c_uint64),
+        ("table", ctypes.c_char_p),
+        ("table_bytes", ctypes.c_uint32),
+        ("layout", ctypes.c_int32),
+        ("chunk_log2", ctypes.c_int32),
+        ("status", ctypes.c_int32),
+        ("dst", ctypes.c_void_p),
+        ("capacity", ctypes.c_uint64),
+        ("written", ctypes.c_uint64),
+        ("index", ctypes.c_void_p),
+    ]
+
+
+class DecodeJob(ctypes.Structure):
+    """``nz_decode_job``."""
+
+    _fields_ = [
+        ("src", ctypes.c_void_p),
+        ("size", ctypes.c_uint64),
+        ("index", ctypes.c_void_p),
+        ("units", ctypes.c_uint64),
+        ("first_chunk", ctypes.c_uint64),
+        ("table", ctypes.c_char_p),
+        ("table_bytes", ctypes.c_uint32),
+        ("layout", ctypes.c_int32),
+        ("chunk_log2", ctypes.c_int32),
+        ("verify", ctypes.c_int32),
+        ("status", ctypes.c_int32),
+        ("bad_chunk", ctypes.c_uint64),
+        ("dst", ctypes.c_void_p),
+    ]
+
+
+SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "nz_abi_version": (ctypes.c_int32, []),
+    "nz_isa_name": (ctypes.c_char_p, [ctypes.c_int32]),
+    "nz_isa_available": (ctypes.c_int32, [ctypes.c_int32]),
+    "nz_isa_select": (ctypes.c_int32, [ctypes.c_int32]),
+    "nz_isa_current": (ctypes.c_int32, []),
+    "nz_checksum64": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_size_t]),
+    "nz_plan": (
+        ctypes.c_int32,
+        [ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p],
+    ),
+    "nz_chunk_bound": (ctypes.c_uint64, [ctypes.c_int32, ctypes.c_int32]),
+    "nz_encode": (ctypes.c_int32, [ctypes.POINTER(EncodeJob), ctypes.c_size_t, ctypes.c_int32]),
+    "nz_decode": (ctypes.c_int32, [ctypes.POINTER(DecodeJob), ctypes.c_size_t, ctypes.c_int32]),
+}
+"""Result and argument types of every function of ``neuzip.h``; a test compares them."""
+
+
+def _library_path() -> Path:
+    suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+    name = f"_codec{suffix}"
+    # An editable install keeps the built library with the distribution's files, not beside the sources.
+    candidates = [Path(__file__).parent / name, *(Path(p) / "neuzip" / name for p in sys.path if p)]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    raise ImportError(f"neuzip's codec library {name} is not installed; reinstall neuzip-codec")
+
+
+def _load() -> tuple[ctypes.CDLL, Path]:
+    path = _library_path()
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    if library.nz_abi_version() != ABI_VERSION:
+        raise ImportError(f"{path} has ABI version {library.nz_abi_version()}, expected {ABI_VERSION}")
+    return library, path
+
+
+_LIBRARY, LIBRARY_PATH = _load()
+
+
+def as_bytes(buffer: Any) -> Bytes:
+    """A flat uint8 view of a C-contiguous buffer; nothing is copied. Raises InvalidArgument if it cannot be."""
+    if isinstance(buffer, np.ndarray) and buffer.dtype == np.uint8 and buffer.ndim == 1 and buffer.flags.c_contiguous:
+        return buffer
+    try:
+        return np.frombuffer(buffer, dtype=np.uint8)
+    except ValueError as error:
+        # An empty buffer is refused by frombuffer before numpy 2.
+        if memoryview(buffer).nbytes == 0:
+            return np.empty(0, dtype=np.uint8)
+        raise InvalidArgument(f"not a contiguous buffer: {error}") from None
+
+
+def isa_names() -> list[str]:
+    """Names of all instruction sets the library knows, built in or not."""
+    names = []
+    while name := _LIBRARY.nz_isa_name(len(names)):
+        names.append(name.decode())
+    return names
+
+
+def isa_available(name: str) -> bool:
+    """Whether this build has the loops for an instruction set and this processor runs them."""
+    names = isa_names()
+    return name in names and bool(_LIBRARY.nz_isa_available(names.index(name)))
+
+
+def isa_select(name: str | None) -> None:
+    """Forces an instruction set for all threads; ``None`` returns to the best available."""
+    names = isa_names()
+    if name is not None and name not in names:
+        raise InvalidArgument(f"unknown instruction set {name!r}; known: {', '.join(names)}")
+    if _LIBRARY.nz_isa_select(-1 if name is None else names.index(name)) != 0:
+        raise InvalidArgument(f"instruction set {name!r} is not available here")
+
+
+def isa_current() -> str:
+    """Name of the instruction set in use."""
+    return isa_names()[_LIBRARY.nz_isa_current()]
+
+
+def checksum64(buffer: Any) -> int:
+    """XXH3-64 of a buffer (spec §1)."""
+    view = as_bytes(buffer)
+    return int(_LIBRARY.nz_checksum64(view.ctypes.data, view.size))
+
+
+def plan(layout: int, level: int, chunk_log2: int, data: Bytes, units: int) -> bytes:
+    """The table blob for a tensor; empty if no table pays."""
+    table = ctypes.create_string_buffer(TABLE_CAPACITY)
+    length = _LIBRARY.nz_plan(layout, level, chunk_log2, data.ctypes.data, units, table)
+    if length < 0:
+        raise _error(length)
+    return table.raw[:length]
+
+
+def chunk_bound(layout: int, chunk_log2: int) -> int:
+    """Upper bound of one encoded chunk's bytes."""
+    return int(_LIBRARY.nz_chunk_bound(layout, chunk_log2))
+
+
+def encode(jobs: Sequence[EncodeJob], threads: int) -> None:
+    """Runs encode jobs; raises what the first failing one has to say. Results are in the jobs."""
+    _run(_LIBRARY.nz_encode, EncodeJob, jobs, threads)
+
+
+def decode(jobs: Sequence[DecodeJob], threads: int) -> None:
+    """Runs decode jobs; does not raise for a job's own failure: look at ``status`` with :func:`job_error`."""
+    _run(_LIBRARY.nz_decode, DecodeJob, jobs, threads)
+
+
+def _run(function: Any, kind: Any, jobs: Sequence[Any], threads: int) -> None:
+    array = (kind * len(jobs))(*jobs)
+    function(array, len(jobs), threads)
+    for job, done in zip(jobs, array, strict=True):
+        ctypes.pointer(job)[0] = done
+
+
+def job_error(job: EncodeJob | DecodeJob) -> NeuzipError | None:
+    """The error of a finished job, or ``None``. A corrupt chunk's number counts from the job's first chunk."""
+    if job.status == 0:
+        return None
+    error = _error(job.status)
+    if isinstance(job, DecodeJob) and isinstance(error, CorruptFrame):
+        error.chunk = job.bad_chunk
+    return error
+
+
+def _error(status: int) -> NeuzipError:
+    if status == -1:
+        return CorruptFrame("the compressed data is damaged")
+    if status == -2:
+        return TruncatedInput("the compressed data ends too early")
+    if status == -4:
+        raise MemoryError("no memory for the codec's scratch buffers")
+    return InvalidArgument(f"the codec refused its arguments (status {status})")
+
+
+class BytesBuilder:
+    """A ``bytes`` object that is filled in place and then shortened: saves a copy of every compressed tensor.
+
+    ``address`` may be written up to ``capacity`` until :meth:`finish`. Memory that is never written is never touched.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        create = ctypes.pythonapi.PyBytes_FromStringAndSize
+        create.restype, create.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_ssize_t]
+        # At least two bytes: shorter objects are shared by the interpreter and must not be written.
+        self.capacity = max(capacity, 2)
+        self._object = ctypes.c_void_p(create(None, self.capacity))
+        content = ctypes.pythonapi.PyBytes_AsString
+        content.restype, content.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        self.address: int = content(self._object)
+
+    def write(self, offset: int, data: bytes | bytearray) -> None:
+        """Copies ``data`` to ``offset``."""
+        source = np.frombuffer(data, np.uint8)
+        ctypes.memmove(self.address + offset, source.ctypes.data, source.size)
+
+    def finish(self, size: int) -> bytes:
+        """The object, with its first ``size`` bytes, ``2 <= size <= capacity``."""
+        resize = ctypes.pythonapi._PyBytes_Resize
+        resize.restype, resize.argtypes = ctypes.c_int, [ctypes.POINTER(ctypes.c_void_p), ctypes.c_ssize_t]
+        resize(ctypes.byref(self._object), size)
+        result: bytes = ctypes.cast(self._object, ctypes.py_object).value
+        self._release()
+        return result
+
+    def _release(self) -> None:
+        release = ctypes.pythonapi.Py_DecRef
+        release.restype, release.argtypes = None, [ctypes.c_void_p]
+        release(self._object)
+        self._object = ctypes.c_void_p(None)
+
+    def __del__(self) -> None:
+        if self._object.value is not None:
+            self._release()

@@ -1,0 +1,355 @@
+"""The container: a safetensors file of frames, and the original file inside it (§7)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from neuzip import frame
+from neuzip.codec import Options
+from neuzip.container_metadata import (
+    container_metadata,
+    is_container,
+    original_header,
+    original_sha256,
+    with_sha256,
+)
+from neuzip.digest import Digest
+from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, UnsupportedFormat
+from neuzip.files import MappedFile
+from neuzip.layouts import DTYPES
+from neuzip.safetensors_header import (
+    HEADER_LIMIT,
+    LENGTH,
+    Entry,
+    SafetensorsHeader,
+    format_header,
+    parse_file,
+)
+
+__all__ = ["BATCH_BYTES", "Container", "Entry", "batches", "write_container"]
+
+# Original bytes coded at a time: enough to keep every thread busy, and what bounds the memory needed.
+BATCH_BYTES = 16 << 20
+
+_U8 = DTYPES["U8"]
+# §5: ndim is 0 … 32. A tensor of more dimensions is kept as it is.
+_FRAME_DIMENSIONS = 32
+
+
+@dataclass(frozen=True)
+class Container:
+    """A safetensors file, compressed or plain. A plain one is a container without frames. A context manager.
+
+    header: of the file as it is. original: of the original file; the same object if the file is plain.
+    sha256: of the original file; None if the file is plain.
+    """
+
+    path: Path | None
+    header: SafetensorsHeader
+    original: SafetensorsHeader
+    sha256: str | None
+    view: memoryview
+    file: MappedFile | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Container:
+        """Maps a file and checks its headers, not its frames.
+
+        Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument for a directory.
+        """
+        path = Path(path)
+        file = MappedFile(path)
+        try:
+            return replace(cls.parse(file.view, path), file=file)
+        except BaseException:
+            file.close()
+            raise
+
+    @classmethod
+    def parse(cls, data: memoryview, path: Path | None = None) -> Container:
+        """As open, for the bytes of a file."""
+        try:
+            header = parse_file(data)
+            if not is_container(header.metadata):
+                return cls(path, header, header, None, data)
+            original = original_header(header.metadata)
+            _check_same_tensors(header, original)
+            return cls(path, header, original, original_sha256(header.metadata), data)
+        except NeuzipError as error:
+            error.at(file=path)
+            raise
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the file is a container of §7 and not a plain safetensors file."""
+        return self.sha256 is not None
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """The tensors of the original file, in the order of their data."""
+        return self.original.entries
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of the original file."""
+        return self.original.metadata
+
+    def data(self, name: str) -> memoryview:
+        """A tensor's bytes in this file: a frame, or the tensor as it is."""
+        entry, start = self.header.entries[name], self.header.data_start
+        return self.view[start + entry.start : start + entry.end]
+
+    def is_frame(self, name: str) -> bool:
+        """Whether a tensor is compressed (§7)."""
+        ours, original = self.header.entries[name], self.original.entries[name]
+        return (ours.dtype, ours.shape) != (original.dtype, original.shape)
+
+    def frame_header(self, name: str) -> frame.Header:
+        """The header of a tensor's frame. Raises CorruptFrame if that is not the original tensor's (§7)."""
+        entry = self.original.entries[name]
+        try:
+            header = frame.read_header(self.data(name), whole=True)
+            if (header.dtype, tuple(header.shape), header.size) != (entry.dtype, entry.shape, entry.size):
+                raise CorruptFrame(
+                    f"the frame holds {header.dtype.name} of shape {list(header.shape)}, "
+                    f"the original {entry.dtype.name} of shape {list(entry.shape)}"
+                )
+        except NeuzipError as error:
+            error.at(file=self.path, tensor=name)
+            raise
+        return header
+
+    def pieces(self, options: Options) -> Iterator[memoryview]:
+        """The original file's bytes in order, in pieces of at most BATCH_BYTES but for the first, its header.
+
+        A piece keeps its contents until the iterator has been advanced twice. The sha256 is the caller's to
+        check. Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
+        """
+        yield memoryview(self.original.prefix)
+        room = min(BATCH_BYTES, self.original.data_size)
+        buffers = itertools.cycle([np.empty(room, np.uint8).data for _ in range(2)])
+        for batch in batches(self.entries.values()):
+            name = batch[0].name
+            if batch[0].size <= BATCH_BYTES:
+                yield self._decode_batch(batch, next(buffers), options)
+            elif self.is_frame(name):
+                yield from self._decode_stream(name, buffers, options)
+            else:
+                yield from _slices(self.data(name))
+
+    def _decode_batch(self, batch: list[Entry], buffer: memoryview, options: Options) -> memoryview:
+        base = batch[0].start
+        out = buffer[: batch[-1].end - base]
+        frames = []
+        for entry in batch:
+            target = out[entry.start - base : entry.end - base]
+            if self.is_frame(entry.name):
+                self.frame_header(entry.name)
+                frames.append((entry.name, target))
+            else:
+                target[:] = self.data(entry.name)
+        names = [name for name, _ in frames]
+        try:
+            frame.decode_many([(self.data(name), target) for name, target in frames], options, names)
+        except NeuzipError as error:
+            error.at(file=self.path)
+            raise
+        return out
+
+    def _decode_stream(
+        self, name: str, buffers: Iterator[memoryview], options: Options
+    ) -> Iterator[memoryview]:
+        header, data = self.frame_header(name), self.data(name)
+        step = max(1, BATCH_BYTES // header.chunk_size)
+        for first in range(0, header.chunk_count, step):
+            count = min(step, header.chunk_count - first)
+            start = first * header.chunk_size
+            out = next(buffers)[: min(count * header.chunk_size, header.size - start)]
+            chunks = data[int(header.offsets[first]) : int(header.offsets[first + count])]
+            try:
+                frame.decode_chunks(header, chunks, first, count, out, options)
+            except NeuzipError as error:
+                error.at(file=self.path, tensor=name)
+                raise
+            yield out
+
+    def close(self) -> None:
+        """Closes the file, if the container has one of its own."""
+        if self.file is not None:
+            self.file.close()
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class PlainFile(Protocol):
+    """What write_container reads: a Container that is not compressed, or tensors in memory."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file, for errors."""
+
+    @property
+    def compressed(self) -> bool:
+        """Whether this is a container already."""
+
+    @property
+    def original(self) -> SafetensorsHeader:
+        """The file's header."""
+
+    def data(self, name: str) -> memoryview:
+        """A tensor's bytes."""
+
+
+def write_container(
+    source: PlainFile, out: BinaryIO, options: Options, advance: Callable[[int], None] = lambda count: None
+) -> str:
+    """Writes the container of a plain safetensors file to a seekable, empty `out`; returns the file's sha256.
+
+    advance: called with each number of original bytes done. Raises InvalidArgument if source is compressed
+    already, UnsupportedFormat if the container's header would be too long for a safetensors file.
+    """
+    if source.compressed:
+        raise InvalidArgument("already compressed", file=source.path)
+    metadata = container_metadata(source.original)
+    length = _header_bound(source.original, metadata)
+    if length > HEADER_LIMIT:
+        raise UnsupportedFormat(
+            f"the container's header would have {length} bytes, more than {HEADER_LIMIT}", file=source.path
+        )
+    # The header is written last: it holds the frames' sizes and the sha256.
+    out.seek(LENGTH.size + length)
+    with Digest() as digest:
+        digest.update([memoryview(source.original.prefix)])
+        advance(source.original.data_start)
+        entries = _write_data(source, out, options, digest, advance)
+        sha256 = digest.hexdigest()
+    out.truncate()
+    text = format_header(with_sha256(metadata, sha256), entries, length)
+    out.seek(0)
+    out.write(LENGTH.pack(length) + text)
+    return sha256
+
+
+def batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Consecutive entries of together at most BATCH_BYTES; a larger entry is alone in its batch."""
+    batch: list[Entry] = []
+    for entry in entries:
+        if batch and entry.end - batch[0].start > BATCH_BYTES:
+            yield batch
+            batch = []
+        batch.append(entry)
+    if batch:
+        yield batch
+
+
+def _write_data(
+    source: PlainFile, out: BinaryIO, options: Options, digest: Digest, advance: Callable[[int], None]
+) -> list[Entry]:
+    """Writes frames and tensors from out's position on; returns the container's entries."""
+    entries: list[Entry] = []
+    position = 0
+    for batch in batches(source.original.entries.values()):
+        if batch[0].size > BATCH_BYTES and _may_be_frame(batch[0]):
+            written = [_write_stream(source, batch[0], out, options, digest, advance)]
+        else:
+            written = _write_batch(source, batch, out, options, digest)
+            advance(batch[-1].end - batch[0].start)
+        for entry, size in zip(batch, written, strict=True):
+            ours = entry if size == entry.size else replace(entry, dtype=_U8, shape=(size,))
+            entries.append(replace(ours, start=position, end=position + size))
+            position += size
+    return entries
+
+
+def _write_batch(
+    source: PlainFile, batch: list[Entry], out: BinaryIO, options: Options, digest: Digest
+) -> list[int]:
+    """Writes a batch of whole tensors; returns the bytes each was given."""
+    tensors = [source.data(entry.name) for entry in batch]
+    digest.update(tensors)
+    items = [(data, e.dtype, e.shape) for data, e in zip(tensors, batch, strict=True) if _may_be_frame(e)]
+    frames = iter(frame.encode_many(items, options))
+    sizes = []
+    for data, entry in zip(tensors, batch, strict=True):
+        coded = next(frames) if _may_be_frame(entry) else data
+        smaller = coded if len(coded) < len(data) else data
+        out.write(smaller)
+        sizes.append(len(smaller))
+    return sizes
+
+
+def _write_stream(
+    source: PlainFile,
+    entry: Entry,
+    out: BinaryIO,
+    options: Options,
+    digest: Digest,
+    advance: Callable[[int], None],
+) -> int:
+    """Writes one tensor of more than a batch; returns the bytes it was given."""
+    data = source.data(entry.name)
+    encoder = frame.Encoder(data, entry.dtype, entry.shape, options)
+    start = out.tell()
+    out.seek(start + encoder.header_size)
+    for original, coded in itertools.zip_longest(_slices(data), encoder.batches(BATCH_BYTES)):
+        if original is not None:
+            digest.update([original])
+        if coded is not None:
+            out.write(coded)
+        if original is not None:
+            advance(len(original))
+    end = out.tell()
+    out.seek(start)
+    if end - start >= entry.size:
+        for piece in _slices(data):
+            out.write(piece)
+        return entry.size
+    out.write(encoder.header())
+    out.seek(end)
+    return end - start
+
+
+def _may_be_frame(entry: Entry) -> bool:
+    return entry.size > 0 and len(entry.shape) <= _FRAME_DIMENSIONS
+
+
+def _slices(data: memoryview) -> Iterator[memoryview]:
+    return (data[start : start + BATCH_BYTES] for start in range(0, len(data), BATCH_BYTES))
+
+
+def _header_bound(original: SafetensorsHeader, metadata: dict[str, str]) -> int:
+    """Bytes that suffice for the container's header: every frame is smaller than its tensor, every offset at
+    most the original's. A multiple of 8, so that frames are aligned where the tensors before them are."""
+    plain = original.entries.values()
+    framed = [replace(entry, dtype=_U8, shape=(entry.size,)) for entry in plain]
+    pairs = zip(plain, framed, strict=True)
+    longest = [max(pair, key=lambda entry: len(format_header({}, [entry]))) for pair in pairs]
+    return -(-len(format_header(metadata, longest)) // 8) * 8
+
+
+def _check_same_tensors(header: SafetensorsHeader, original: SafetensorsHeader) -> None:
+    """Refuses a container whose tensors are not those of the original, each as it is or as one frame (§7)."""
+    if header.entries.keys() != original.entries.keys():
+        names = sorted(header.entries.keys() ^ original.entries.keys())
+        raise CorruptFrame("not in both the container's and the original's header", tensor=names[0])
+    for name, theirs in original.entries.items():
+        ours = header.entries[name]
+        same = (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+        if not same and (ours.dtype != _U8 or len(ours.shape) != 1):
+            raise CorruptFrame(
+                f"{ours.dtype.name} of shape {list(ours.shape)[:33]} is neither the original nor a frame",
+                tensor=name,
+            )

@@ -1,0 +1,59 @@
+"""sha256 of a file's pieces, computed in a thread of its own while the next piece is made."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeGuard
+
+SHA256_DIGITS = 64
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def is_sha256(text: object) -> TypeGuard[str]:
+    """Whether this is a sha256 as the format writes it: lower-case hexadecimal."""
+    return isinstance(text, str) and _SHA256.fullmatch(text) is not None
+
+
+class Digest:
+    """The sha256 of the pieces given to `update`, and how many bytes they had. A context manager.
+
+    Pieces must not change until the next call of any method returns. hashlib releases the GIL.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._hash = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="neuzip-sha256")
+        self._pending: Future[None] | None = None
+
+    def update(self, pieces: Sequence[memoryview]) -> None:
+        """Starts hashing pieces, one after another; waits for those before."""
+        self._wait()
+        self.size += sum(len(piece) for piece in pieces)
+        self._pending = self._thread.submit(self._add, pieces)
+
+    def hexdigest(self) -> str:
+        """The digest of all pieces so far, lower-case hexadecimal."""
+        self._wait()
+        return self._hash.hexdigest()
+
+    def _add(self, pieces: Sequence[memoryview]) -> None:
+        for piece in pieces:
+            self._hash.update(piece)
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> Digest:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True)

@@ -1,0 +1,255 @@
+"""Directories of checkpoints: every file of one under its own path, and the manifest (§8)."""
+
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from neuzip import member
+from neuzip.codec import Options
+from neuzip.container import Container
+from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, UnsupportedFormat
+from neuzip.files import MappedFile, created_file, drafted_directory, remove_files, storage, walk_files
+from neuzip.manifest import (
+    CONTAINER,
+    COPY,
+    MANIFEST_NAME,
+    Manifest,
+    Record,
+    check_index,
+    is_index,
+    member_path,
+)
+from neuzip.report import FileReport, Meter, Progress, Report
+from neuzip.task import Task
+
+_MANIFEST_MODE = 0o644
+
+
+def compress(task: Task) -> Report:
+    """Compresses the directory of a task. See checkpoint.compress_file."""
+    started = time.perf_counter()
+    files = _source_files(task.source)
+    if MANIFEST_NAME in files:
+        raise InvalidArgument(f"already compressed: it has a {MANIFEST_NAME}", file=task.source)
+    _check_indexes(files)
+    with storage(task.source):
+        meter = Meter(sum(path.stat().st_size for path in files.values()), task.progress)
+    manifest = Manifest({})
+    reports = []
+    with drafted_directory(
+        task.destination, force=task.force, check=lambda: _check_loss(task, files)
+    ) as draft:
+        for name, path in files.items():
+            target = _make_parents(draft, name)
+            manifest.files[name] = _compress_member(
+                path, target, task.destination / name, task.options, meter
+            )
+            reports.append(_file_report(name, manifest.files[name], target))
+        text = manifest.format()
+        manifest_path = draft / MANIFEST_NAME
+        with created_file(
+            manifest_path, mode=_MANIFEST_MODE, destination=task.destination / MANIFEST_NAME
+        ) as out:
+            out.write(text)
+        if task.remove:
+            _compare(Manifest.read(draft), draft, task.source, task.options)
+    if task.remove:
+        remove_files(task.source, files)
+    return _report(task.source, task.destination, reports, len(text), started)
+
+
+def restore(task: Task) -> Report:
+    """Restores the directory of a task. See checkpoint.decompress_file."""
+    started = time.perf_counter()
+    manifest, files = _open(task.source)
+    meter = Meter(manifest.size, task.progress)
+    reports = []
+    with drafted_directory(
+        task.destination, force=task.force, check=lambda: _check_loss(task, files)
+    ) as draft:
+        for name, path in files.items():
+            target = _make_parents(draft, name)
+            record = manifest.files[name]
+            _restore_member(path, target, task.destination / name, record, task.options, meter)
+            reports.append(_file_report(name, record, path))
+        if task.remove:
+            _compare(manifest, task.source, draft, task.options)
+    overhead = _size(task.source / MANIFEST_NAME)
+    if task.remove:
+        remove_files(task.source, [*files, MANIFEST_NAME])
+    return _report(task.source, task.destination, reports, overhead, started)
+
+
+def verify(source: Path, options: Options, progress: Progress | None) -> Report:
+    """Verifies a directory. See checkpoint.verify_file."""
+    started = time.perf_counter()
+    if not (source / MANIFEST_NAME).exists():
+        return _verify_plain(source, options, progress)
+    manifest, files = _open(source)
+    meter = Meter(manifest.size, progress)
+    reports = []
+    for name, path in files.items():
+        record = manifest.files[name]
+        if record.coding == CONTAINER:
+            with Container.open(path) as container:
+                _check_record(member.original_record(container), record, path)
+                member.verify(container, options, meter.advance)
+        else:
+            with MappedFile(path) as file:
+                _check_record(member.measure(file, meter.advance), record, path)
+        reports.append(_file_report(name, record, path))
+    return _report(source, None, reports, _size(source / MANIFEST_NAME), started)
+
+
+def _verify_plain(source: Path, options: Options, progress: Progress | None) -> Report:
+    """Checks the structure of a directory without a manifest: its shard indexes and its safetensors files."""
+    started = time.perf_counter()
+    files = _source_files(source)
+    _check_indexes(files)
+    meter = Meter(sum(_size(path) for path in files.values()), progress)
+    reports = []
+    for name, path in files.items():
+        size, coding = _size(path), COPY
+        if path.suffix == member.SUFFIX:
+            coding = "plain"
+            with Container.open(path) as container:
+                if container.compressed:
+                    coding = CONTAINER
+                    member.verify(container, options, lambda count: None)
+        reports.append(FileReport(name, size, size, coding))
+        meter.advance(size)
+    return _report(source, None, reports, 0, started)
+
+
+def _open(source: Path) -> tuple[Manifest, dict[str, Path]]:
+    """The manifest and its files' paths, all there; the shard indexes among them checked."""
+    try:
+        (source / MANIFEST_NAME).lstat()
+    except OSError as error:
+        raise InvalidArgument(f"not a compressed directory: no {MANIFEST_NAME}", file=source) from error
+    manifest = Manifest.read(source)
+    files = {name: member_path(source, name) for name in manifest.files}
+    _check_indexes(files)
+    return manifest, files
+
+
+def _source_files(source: Path) -> dict[str, Path]:
+    """Every file of a directory to be compressed. Raises InvalidArgument for what is no file.
+
+    Symbolic links to files are read: the Hugging Face cache is made of them.
+    """
+    files = dict(walk_files(source))
+    for name, path in files.items():
+        with storage(path):
+            mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a link to a directory" if path.is_symlink() else "not a regular file"
+            raise InvalidArgument(f"{what}: it cannot be compressed", file=path)
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(f"the name {name!a} is not Unicode text", file=source) from error
+    return files
+
+
+def _check_indexes(files: dict[str, Path]) -> None:
+    for name, path in files.items():
+        if is_index(name):
+            check_index(path, name, files)
+
+
+def _check_loss(task: Task, files: Iterable[str]) -> None:
+    """Raises InvalidArgument if replacing the destination would lose a file that is neither replaced by the
+    result nor listed in the destination's own manifest."""
+    if not task.destination.is_dir():
+        return
+    known = {*files, MANIFEST_NAME}
+    # No manifest, or none that can be trusted: then only the result counts.
+    with suppress(NeuzipError):
+        known |= Manifest.read(task.destination).files.keys()
+    for name, path in walk_files(task.destination):
+        if name not in known:
+            raise InvalidArgument(
+                "the destination has this file besides the result's; it would be lost", file=path
+            )
+
+
+def _compress_member(source: Path, draft: Path, destination: Path, options: Options, meter: Meter) -> Record:
+    """A container if the file is a plain safetensors file and shrinks, else a copy (§8)."""
+    if source.suffix == member.SUFFIX:
+        try:
+            with Container.open(source) as plain:
+                if not plain.compressed:
+                    record = member.compress(plain, draft, destination, options, meter.advance)
+                    if _size(draft) < record.size:
+                        return record
+                    draft.unlink()
+                    meter.advance(-record.size)
+        except UnsupportedFormat:
+            # A dtype or a container that only a later version knows.
+            pass
+    with MappedFile(source) as file:
+        return member.copy(file, draft, destination, meter.advance)
+
+
+def _restore_member(
+    source: Path, draft: Path, destination: Path, record: Record, options: Options, meter: Meter
+) -> None:
+    if record.coding == CONTAINER:
+        with Container.open(source) as container:
+            # Before anything is written: a wrong size could fill the disk.
+            _check_record(member.original_record(container), record, source)
+            member.restore(container, draft, destination, options, meter.advance)
+    else:
+        with MappedFile(source) as file:
+            _check_record(member.copy(file, draft, destination, meter.advance), record, source)
+
+
+def _check_record(found: Record, expected: Record, path: Path) -> None:
+    if found.size != expected.size:
+        raise CorruptFrame(
+            f"the original has {found.size} bytes; the manifest says {expected.size}", file=path
+        )
+    if found.sha256 != expected.sha256:
+        raise CorruptFrame("the original's sha256 is not the manifest's", file=path)
+
+
+def _compare(manifest: Manifest, compressed: Path, plain: Path, options: Options) -> None:
+    """Decodes every file of a compressed directory and compares it with the plain directory's."""
+    for name, record in manifest.files.items():
+        with MappedFile(plain / name) as original:
+            if record.coding == CONTAINER:
+                with Container.open(compressed / name) as container:
+                    member.compare(container, original, options)
+            else:
+                with MappedFile(compressed / name) as copied:
+                    member.compare_copy(copied, original)
+
+
+def _make_parents(draft: Path, name: str) -> Path:
+    target = draft / name
+    with storage(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _size(path: Path) -> int:
+    with storage(path):
+        return path.stat().st_size
+
+
+def _file_report(name: str, record: Record, compressed: Path) -> FileReport:
+    return FileReport(name, record.size, _size(compressed), record.coding)
+
+
+def _report(
+    source: Path, destination: Path | None, files: list[FileReport], overhead: int, started: float
+) -> Report:
+    """overhead: bytes of the manifest."""
+    original = sum(file.original_size for file in files)
+    compressed = sum(file.compressed_size for file in files) + overhead
+    return Report(source, destination, original, compressed, time.perf_counter() - started, tuple(files))

@@ -1,0 +1,294 @@
+"""safe_open: single tensors, and rows of tensors, out of plain and compressed safetensors files (spec §7)."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from neuzip import frame
+from neuzip.codec import Options
+from neuzip.container import Container, Entry
+from neuzip.errors import InvalidArgument, NeuzipError, StorageError
+from neuzip.window import Window, is_basic
+
+# As safetensors spells them. The modules are imported when they are asked for: reading arrays needs no torch.
+_FRAMEWORKS = {
+    "pt": "neuzip.torch",
+    "torch": "neuzip.torch",
+    "pytorch": "neuzip.torch",
+    "np": "neuzip.numpy",
+    "numpy": "neuzip.numpy",
+}
+_BACKENDS = ("mmap", "pread")
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class MissingFile(StorageError, FileNotFoundError):
+    """There is no such file. safetensors raises FileNotFoundError."""
+
+
+class Framework(Protocol):
+    """What neuzip.torch and neuzip.numpy provide to the reader."""
+
+    def check_device(self, device: Any) -> Any:
+        """The device in the framework's own type; InvalidArgument if it cannot hold tensors."""
+
+    def native_shape(self, dtype: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The framework's shape of a tensor whose shape counts elements of dtype, as in a file."""
+
+    def blank(self, dtype: Any, shape: tuple[int, ...]) -> Any:
+        """Uninitialised, writable memory for a tensor of the native shape."""
+
+    def memory(self, blank: Any) -> Bytes:
+        """The bytes of a blank, u8, one-dimensional, not copied."""
+
+    def finish(self, blank: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+        """The tensor, once a blank's memory is filled."""
+
+    def probe(self, shape: tuple[int, ...], index: Any) -> None:
+        """Index a tensor of this shape that has no memory, for the framework's own errors."""
+
+    def select(self, tensor: Any, index: Any) -> Any:
+        """tensor[index], which keeps no larger tensor alive."""
+
+    def place(self, tensor: Any, device: Any) -> Any:
+        """The tensor on a checked device."""
+
+
+def import_framework(name: str) -> Framework:
+    """The module for a framework as safetensors names it: "pt" or "np". InvalidArgument if there is none."""
+    module = _FRAMEWORKS.get(name)
+    if module is None:
+        raise InvalidArgument(f"framework {name!r} is invalid: it must be 'pt' or 'np'")
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InvalidArgument(f"framework {name!r} cannot be imported: {error}") from error
+
+
+def read_bytes(container: Container, entry: Entry, start: int, out: Bytes, options: Options) -> None:
+    """Read a tensor's original bytes start … start + out.size, decoding only the chunks they lie in.
+
+    Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
+    """
+    data = container.data(entry.name)
+    if not container.is_frame(entry.name):
+        out[:] = np.frombuffer(data, np.uint8)[start : start + out.size]
+        return
+    header = container.frame_header(entry.name)
+    try:
+        _read_chunks(header, data, start, out, options)
+    except NeuzipError as error:
+        error.at(file=container.path, tensor=entry.name)
+        raise
+
+
+def _read_chunks(header: frame.Header, data: memoryview, start: int, out: Bytes, options: Options) -> None:
+    size, stop = header.chunk_size, start + out.size
+    if start == stop:
+        return
+    first, last = start // size, (stop - 1) // size
+    # Chunks wanted whole decode straight into out; the partial ones at either end through a scratch chunk.
+    for chunk in {first, last}:
+        chunk_start, chunk_stop = chunk * size, min((chunk + 1) * size, header.size)
+        if start <= chunk_start and chunk_stop <= stop:
+            continue
+        scratch = np.empty(chunk_stop - chunk_start, np.uint8)
+        _decode_run(header, data, chunk, 1, scratch, options)
+        low, high = max(start, chunk_start), min(stop, chunk_stop)
+        out[low - start : high - start] = scratch[low - chunk_start : high - chunk_start]
+    first += start > first * size
+    last -= stop < min((last + 1) * size, header.size)
+    if first <= last:
+        whole = out[first * size - start : min((last + 1) * size, header.size) - start]
+        _decode_run(header, data, first, last - first + 1, whole, options)
+
+
+def _decode_run(
+    header: frame.Header, data: memoryview, first: int, count: int, out: Bytes, options: Options
+) -> None:
+    chunks = data[int(header.offsets[first]) : int(header.offsets[first + count])]
+    frame.decode_chunks(header, chunks, first, count, out, options)
+
+
+def read_tensors(
+    container: Container, names: Sequence[str], framework: Framework, options: Options
+) -> dict[str, Any]:
+    """Decode tensors, all frames in one call over the threads. On the CPU; in the order of names.
+
+    Raises CorruptFrame, TruncatedInput, UnsupportedFormat; InvalidArgument for a dtype the framework lacks.
+    """
+    blanks = {name: _blank(container, container.entries[name], framework) for name in names}
+    memories = {name: framework.memory(blank) for name, blank in blanks.items()}
+    frames = [name for name in names if container.is_frame(name)]
+    for name in names:
+        if not container.is_frame(name) and memories[name].size:
+            memories[name][:] = np.frombuffer(container.data(name), np.uint8)
+    try:
+        frame.decode_many([(container.data(name), memories[name]) for name in frames], options, frames)
+    except NeuzipError as error:
+        error.at(file=container.path)
+        raise
+    tensors = {}
+    for name, blank in blanks.items():
+        entry = container.entries[name]
+        tensors[name] = framework.finish(blank, entry.dtype, framework.native_shape(entry.dtype, entry.shape))
+    return tensors
+
+
+def read_buffer(data: Any, framework: str) -> dict[str, Any]:
+    """Every tensor of a safetensors file, compressed or plain, that is held in memory as bytes."""
+    container = Container.parse(memoryview(data).cast("B"))
+    return read_tensors(container, list(container.entries), import_framework(framework), Options())
+
+
+def _blank(container: Container, entry: Entry, framework: Framework) -> Any:
+    if container.is_frame(entry.name):
+        container.frame_header(entry.name)  # before memory is taken: it bounds the size (§6)
+    try:
+        return framework.blank(entry.dtype, framework.native_shape(entry.dtype, entry.shape))
+    except NeuzipError as error:
+        error.at(file=container.path, tensor=entry.name)
+        raise
+
+
+def _open(filename: str | os.PathLike[str]) -> Container:
+    try:
+        return Container.open(Path(filename))
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise MissingFile(error.message, file=filename) from error
+        raise
+
+
+class TensorSlice:
+    """A tensor in a file that has not been read. Indexing it reads the rows that the index touches."""
+
+    def __init__(self, reader: safe_open, entry: Entry) -> None:
+        self._reader = reader
+        self._entry = entry
+
+    def get_shape(self) -> list[int]:
+        """The shape in the file, which counts elements: 4-bit floats have twice torch's last dimension."""
+        return list(self._entry.shape)
+
+    def get_dtype(self) -> str:
+        """The dtype's safetensors name, as "BF16"."""
+        return self._entry.dtype.name
+
+    def __getitem__(self, index: Any) -> Any:
+        """tensor[index], with the framework's own meaning of an index, and its errors.
+
+        Ints and slices of the leading dimensions decode only the chunks they touch. Raises CorruptFrame,
+        TruncatedInput, UnsupportedFormat; InvalidArgument if the file is closed.
+        """
+        return self._reader._read_slice(self._entry, index)
+
+
+class safe_open:
+    """Opens a safetensors file, compressed or plain, and reads tensors as they are asked for.
+
+    filename: the file. framework: "pt" for torch tensors, "np" for numpy arrays (ml_dtypes has the floats
+    numpy lacks). device: where tensors go, as torch spells it; decoding is on the CPU. backend: "mmap" or
+    "pread", for the sake of safetensors' signature: bytes always come through a memory map. threads: for
+    decoding; None is one a processor.
+
+    Tensors own their memory, which is writable, and outlive the file.
+
+    Raises MissingFile (a FileNotFoundError), StorageError; CorruptFrame, TruncatedInput or UnsupportedFormat
+    if the file is no safetensors file; InvalidArgument for a framework, device or backend that there is not.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        framework: str = "pt",
+        device: Any = "cpu",
+        *,
+        backend: str = "mmap",
+        threads: int | None = None,
+    ) -> None:
+        if backend not in _BACKENDS:
+            raise InvalidArgument(f"backend {backend!r} is invalid: it must be 'mmap' or 'pread'")
+        self._options = Options(threads=threads)
+        self._framework = import_framework(framework)
+        self._device = self._framework.check_device(device)
+        self._container: Container | None = _open(filename)
+
+    def __enter__(self) -> safe_open:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, sorted."""
+        return sorted(self._opened().entries)
+
+    def offset_keys(self) -> list[str]:
+        """Names of the tensors in the order of their data in the original file."""
+        return list(self._opened().entries)
+
+    def metadata(self) -> dict[str, str] | None:
+        """The original file's free text, None if it has none. What neuzip adds is not in it."""
+        return self._opened().metadata or None
+
+    def get_tensor(self, name: str) -> Any:
+        """Read one tensor. InvalidArgument if there is no such name; else errors as for a slice."""
+        tensors = read_tensors(self._opened(), [self._entry(name).name], self._framework, self._options)
+        return self._framework.place(tensors[name], self._device)
+
+    def get_tensors(self) -> dict[str, Any]:
+        """Read every tensor, by name, in the order of offset_keys()."""
+        tensors = read_tensors(self._opened(), self.offset_keys(), self._framework, self._options)
+        for name in tensors:  # one by one, so that host memory is let go as the device's is taken
+            tensors[name] = self._framework.place(tensors[name], self._device)
+        return tensors
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """A tensor to be indexed before it is read. InvalidArgument if there is no such name."""
+        return TensorSlice(self, self._entry(name))
+
+    def _opened(self) -> Container:
+        if self._container is None:
+            raise InvalidArgument("the file is closed")
+        return self._container
+
+    def _entry(self, name: str) -> Entry:
+        container = self._opened()
+        if name not in container.entries:
+            raise InvalidArgument(f"the file does not contain tensor {name!r}", file=container.path)
+        return container.entries[name]
+
+    def _read_slice(self, entry: Entry, index: Any) -> Any:
+        container, framework = self._opened(), self._framework
+        shape = framework.native_shape(entry.dtype, entry.shape)
+        if is_basic(index):  # a mask or an array of rows is checked by the selection itself
+            framework.probe(shape, index)
+        count, size = math.prod(shape), entry.size
+        # Elements that are not whole bytes (4 bits in numpy) cannot be cut anywhere: all are read.
+        whole = count == 0 or size % count != 0
+        window = Window(0, shape, index) if whole else Window.of(shape, index)
+        blank = framework.blank(entry.dtype, window.shape)
+        memory = framework.memory(blank)
+        if memory.size:
+            start = 0 if whole else window.start * (size // count)
+            read_bytes(container, entry, start, memory, self._options)
+        tensor = framework.finish(blank, entry.dtype, window.shape)
+        return framework.place(framework.select(tensor, window.index), self._device)

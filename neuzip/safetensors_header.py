@@ -1,0 +1,209 @@
+"""The header of a safetensors file: parsed strictly, with the tiling of the data checked; and written."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from neuzip.errors import CorruptFrame, TruncatedInput, UnsupportedFormat
+from neuzip.layouts import DTYPES, DType
+
+# The safetensors library refuses longer headers, so a longer one is not a safetensors file (§7).
+HEADER_LIMIT = 100_000_000
+METADATA_KEY = "__metadata__"
+LENGTH = struct.Struct("<Q")
+
+# In floats.toml for frames only: the safetensors library has no such type.
+_FRAMES_ONLY = frozenset({"C128"})
+# Sizes and offsets are u64 in the format. The bound also keeps products of hostile shapes small.
+_U64_LIMIT = 1 << 64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a safetensors file. `start` and `end` count bytes from the first byte of the data."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor's data."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class SafetensorsHeader:
+    """A parsed header. `entries` are in the order of their data, and cover it without gaps or overlaps."""
+
+    text: bytes = field(repr=False)
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+    data_size: int
+
+    @property
+    def data_start(self) -> int:
+        """Offset in the file of the first byte of the data."""
+        return LENGTH.size + len(self.text)
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of the whole file: length, header text and data."""
+        return self.data_start + self.data_size
+
+    @property
+    def prefix(self) -> bytes:
+        """The bytes before the data: the length and the header text."""
+        return LENGTH.pack(len(self.text)) + self.text
+
+
+def parse_file(data: memoryview) -> SafetensorsHeader:
+    """Parses the header of a whole safetensors file and checks the file's size against it.
+
+    Raises CorruptFrame, TruncatedInput, or UnsupportedFormat for a dtype that is not known.
+    """
+    if len(data) < LENGTH.size:
+        raise TruncatedInput(f"{len(data)} bytes are too few for a safetensors file")
+    (length,) = LENGTH.unpack(data[: LENGTH.size])
+    if length > HEADER_LIMIT:
+        raise CorruptFrame(
+            f"not a safetensors file: a header of {length} bytes is more than {HEADER_LIMIT}", offset=0
+        )
+    if length > len(data) - LENGTH.size:
+        raise TruncatedInput(
+            f"the header has {length} bytes but only {len(data) - LENGTH.size} are left", offset=LENGTH.size
+        )
+    header = parse_header(bytes(data[LENGTH.size : LENGTH.size + length]))
+    if header.file_size > len(data):
+        raise TruncatedInput(f"the header describes {header.file_size} bytes but the file has {len(data)}")
+    if header.file_size < len(data):
+        raise CorruptFrame(f"{len(data) - header.file_size} bytes follow the data", offset=header.file_size)
+    return header
+
+
+def parse_header(text: bytes) -> SafetensorsHeader:
+    """Parses the JSON text of a header, padding included.
+
+    Raises CorruptFrame, or UnsupportedFormat for a dtype that is not known.
+    """
+    fields = parse_json(text)
+    metadata = _metadata(fields.pop(METADATA_KEY, None))
+    found = [_entry(name, value) for name, value in fields.items()]
+    found.sort(key=lambda entry: (entry.start, entry.end))
+    position = 0
+    for entry in found:
+        if entry.start != position:
+            what = "overlaps the tensor before it" if entry.start < position else "leaves a gap before it"
+            raise CorruptFrame(
+                f"the data starts at {entry.start}, which {what}: {position} was expected", tensor=entry.name
+            )
+        position = entry.end
+    return SafetensorsHeader(text, {entry.name: entry for entry in found}, metadata, position)
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    """Parses a JSON object in UTF-8, of at most HEADER_LIMIT bytes and without duplicate keys at any depth.
+
+    Raises CorruptFrame.
+    """
+    if len(text) > HEADER_LIMIT:
+        raise CorruptFrame(f"{len(text)} bytes of JSON are more than {HEADER_LIMIT}")
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        # Not the error's own text: UnicodeDecodeError's holds the whole input.
+        raise CorruptFrame(f"not a JSON object in UTF-8 ({type(error).__name__})") from error
+    if not isinstance(value, dict):
+        raise CorruptFrame(f"not a JSON object but {type(value).__name__}")
+    return value
+
+
+def format_header(metadata: Mapping[str, str], entries: Iterable[Entry], length: int = 0) -> bytes:
+    """The JSON text of a header, padded with spaces to at least `length` bytes."""
+    fields: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
+    for entry in entries:
+        fields[entry.name] = {
+            "dtype": entry.dtype.name,
+            "shape": entry.shape,
+            "data_offsets": (entry.start, entry.end),
+        }
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8").ljust(length)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise CorruptFrame("a key of the JSON text occurs twice")
+    for key in fields:
+        _refuse_surrogates(key)
+    return fields
+
+
+def _refuse_surrogates(text: str) -> None:
+    """JSON escapes can spell half a surrogate pair: no UTF-8 text, and refused by the safetensors library."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CorruptFrame(f"{text!a} is not Unicode text") from error
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise CorruptFrame(f"{constant} is not JSON")
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    # The safetensors library reads null as no metadata.
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise CorruptFrame(f"{METADATA_KEY} does not map strings to strings")
+    for text in value.values():
+        _refuse_surrogates(text)
+    return value
+
+
+def _entry(name: str, value: Any) -> Entry:
+    if not isinstance(value, dict):
+        raise CorruptFrame("the header's entry is not an object", tensor=name)
+    dtype_name = value.get("dtype")
+    if not isinstance(dtype_name, str):
+        raise CorruptFrame("the header's entry has no dtype", tensor=name)
+    dtype = DTYPES.get(dtype_name)
+    if dtype is None or dtype_name in _FRAMES_ONLY:
+        raise UnsupportedFormat(f"unknown dtype {dtype_name!a}", tensor=name)
+    shape = _integers(value.get("shape"), name, "shape")
+    offsets = _integers(value.get("data_offsets"), name, "data_offsets")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CorruptFrame(f"data_offsets are {list(offsets)[:3]}, not a start and an end", tensor=name)
+    bits = _element_count(shape, name) * dtype.bits
+    found = 8 * (offsets[1] - offsets[0])
+    if bits != found:
+        raise CorruptFrame(
+            f"{dtype_name} of shape {list(shape)[:33]} has {bits} bits, its data {found}",
+            tensor=name,
+        )
+    return Entry(name, dtype, shape, *offsets)
+
+
+def _integers(value: Any, name: str, what: str) -> tuple[int, ...]:
+    # type() and not isinstance(): JSON's true is an int to Python.
+    if not isinstance(value, list) or not all(type(item) is int and 0 <= item < _U64_LIMIT for item in value):
+        raise CorruptFrame(f"{what} is not a list of 64-bit sizes", tensor=name)
+    return tuple(value)
+
+
+def _element_count(shape: tuple[int, ...], name: str) -> int:
+    if 0 in shape:
+        return 0
+    count = 1
+    for extent in shape:
+        count *= extent
+        if count >= _U64_LIMIT:
+            raise CorruptFrame("the shape has more elements than 64 bits count", tensor=name)
+    return count

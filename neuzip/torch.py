@@ -1,0 +1,233 @@
+"""Tensors of PyTorch to and from frames and files, with safetensors.torch's functions.
+
+Tensors cross as bytes, through views of their own memory: no dtype is converted, no NaN is touched, and the
+caller's tensors are never changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuzip import frame as frames
+from neuzip import reader, writer
+from neuzip.codec import Options
+from neuzip.errors import InvalidArgument
+from neuzip.layouts import DTYPES, DType
+
+__all__ = ["SharedMemory", "compress", "decompress", "load", "load_file", "save", "save_file"]
+
+_NAMED = {row.torch: row for row in DTYPES.values() if row.torch is not None}
+_DTYPES: dict[torch.dtype, DType] = {
+    getattr(torch, name): row for name, row in _NAMED.items() if hasattr(torch, name)
+}
+# Integers stand in for floats where elements move: every operation takes them, and they have no NaN to lose.
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class SharedMemory(InvalidArgument, RuntimeError):
+    """Tensors of one state dict overlap in memory, which a safetensors file cannot express."""
+
+
+def load_file(
+    filename: str | os.PathLike[str],
+    device: str | int | torch.device = "cpu",
+    *,
+    backend: str = "mmap",
+    threads: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Read all tensors of a safetensors file, compressed or plain, in the order of their data.
+
+    Arguments, memory and errors are those of safe_open.
+    """
+    with reader.safe_open(filename, "pt", device, backend=backend, threads=threads) as file:
+        return file.get_tensors()
+
+
+def save_file(
+    tensors: dict[str, torch.Tensor],
+    filename: str | os.PathLike[str],
+    metadata: dict[str, str] | None = None,
+    *,
+    level: str = "default",
+    threads: int | None = None,
+) -> None:
+    """Write tensors as a compressed safetensors file (spec §7), replacing filename when it is complete.
+
+    Decompressed, it is the file that safetensors.torch.save_file writes for the same tensors and metadata.
+
+    Raises InvalidArgument (a ValueError) for what is no dict of dense, contiguous tensors with dtypes of
+    safetensors, SharedMemory (a RuntimeError) for tensors that overlap, TypeError for names or metadata that
+    are no str, StorageError if the file cannot be written.
+    """
+    writer.save_file(_sources(tensors), filename, metadata, Options(level=level, threads=threads))
+
+
+def load(data: bytes) -> dict[str, torch.Tensor]:
+    """Read all tensors of a safetensors file, compressed or plain, held in memory. Errors as of load_file."""
+    return reader.read_buffer(data, "pt")
+
+
+def save(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """The bytes that save_file would write. Errors likewise."""
+    return writer.save(_sources(tensors), metadata, Options())
+
+
+def compress(tensor: torch.Tensor, level: str = "default", threads: int | None = None) -> bytes:
+    """One tensor, of any strides and on any device, as a frame (spec §5).
+
+    Raises InvalidArgument for a sparse or quantised tensor, or one without memory.
+    """
+    source = _source("", tensor)
+    return frames.encode(source.read(), source.dtype, source.shape, Options(level=level, threads=threads))
+
+
+def decompress(frame: Any, out: torch.Tensor | None = None, threads: int | None = None) -> torch.Tensor:
+    """The tensor of a frame.
+
+    frame: anything with the buffer protocol, or a uint8 tensor, such as stock safetensors reads out of a
+    compressed file. out: a contiguous CPU tensor of the frame's dtype and shape to decode into; it is
+    returned.
+
+    Raises CorruptFrame, TruncatedInput, UnsupportedFormat; InvalidArgument if out does not fit.
+    """
+    if isinstance(frame, torch.Tensor):
+        frame = memory(_dense(frame))
+    header = frames.read_header(frame, whole=True)
+    shape = native_shape(header.dtype, header.shape)
+    if out is None:
+        tensor = blank(header.dtype, shape)
+    else:
+        _check_out(out, header.dtype, shape)
+        tensor = out.detach()
+    frames.decode(frame, memory(tensor), Options(threads=threads))
+    return tensor if out is None else out
+
+
+def _check_out(out: torch.Tensor, dtype: DType, shape: tuple[int, ...]) -> None:
+    if _DTYPES.get(out.dtype) is not dtype or tuple(out.shape) != shape:
+        raise InvalidArgument(
+            f"out is {out.dtype} {list(out.shape)}, but the frame holds torch.{dtype.torch} {list(shape)}"
+        )
+    if out.device.type != "cpu" or out.layout != torch.strided or not out.is_contiguous():
+        raise InvalidArgument("out must be a contiguous tensor on the CPU")
+    if out.is_conj() or out.is_neg():
+        raise InvalidArgument("out must not be a lazily conjugated or negated view")
+
+
+def _sources(tensors: dict[str, torch.Tensor]) -> list[writer.Source]:
+    if not isinstance(tensors, dict):
+        raise InvalidArgument(f"expected a dict of [str, torch.Tensor] but received {type(tensors)}")
+    sources = [_source(name, tensor) for name, tensor in tensors.items()]
+    _check_shared(tensors)
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise InvalidArgument(
+                "the tensor is not contiguous; save `.contiguous()` of it, "
+                "or the tensor that it is a part of",
+                tensor=name,
+            )
+    return sources
+
+
+def _source(name: str, tensor: Any) -> writer.Source:
+    if not isinstance(tensor, torch.Tensor):
+        raise InvalidArgument(f"expected a torch.Tensor but received {type(tensor)}", tensor=name)
+    if tensor.layout != torch.strided:
+        raise InvalidArgument(f"a tensor of layout {tensor.layout} must be made dense first", tensor=name)
+    if tensor.is_meta:
+        raise InvalidArgument("the tensor is on the meta device and has no data", tensor=name)
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise InvalidArgument(f"dtype {tensor.dtype} cannot be stored", tensor=name)
+    shape = tuple(tensor.shape)
+    if dtype.bits < 8:  # two elements a byte: torch's shape counts bytes, the file's counts elements
+        if not shape:
+            raise InvalidArgument(f"a {tensor.dtype} tensor needs a dimension", tensor=name)
+        shape = (*shape[:-1], shape[-1] * 8 // dtype.bits)
+    return writer.Source(name, dtype, shape, lambda: memory(_dense(tensor)))
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where its memory is its value, else a copy of which that is true."""
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+
+
+def _check_shared(tensors: dict[str, torch.Tensor]) -> None:
+    storages: dict[tuple[torch.device, int], list[tuple[int, int, str]]] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            storage = (tensor.device, tensor.untyped_storage().data_ptr())
+            steps = zip(tensor.shape, tensor.stride(), strict=True)
+            last = sum((extent - 1) * stride for extent, stride in steps)
+            start = tensor.data_ptr()
+            storages.setdefault(storage, []).append((start, start + (last + 1) * tensor.itemsize, name))
+    for areas in storages.values():
+        areas.sort()
+        for (_, stop, name), (start, _, other) in itertools.pairwise(areas):
+            if start < stop:
+                raise SharedMemory(
+                    f"it shares memory with {name!r}; save one of them, or a `.clone()`", tensor=other
+                )
+
+
+# What the reader needs of a framework (reader.Framework).
+
+
+def check_device(device: Any) -> torch.device:
+    """The device as torch's. Raises InvalidArgument if torch does not know it."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidArgument(f"device {device!r} is invalid: {error}") from error
+
+
+def native_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """torch's shape: that of the file, but two 4-bit elements count as one."""
+    if dtype.bits >= 8:
+        return shape
+    per_byte = 8 // dtype.bits
+    if not shape or shape[-1] % per_byte:
+        raise InvalidArgument(
+            f"{dtype.name} of shape {list(shape)} cannot be packed along its last dimension"
+        )
+    return (*shape[:-1], shape[-1] // per_byte)
+
+
+def blank(dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
+    """Uninitialised memory of a native shape."""
+    if dtype.torch is None or not hasattr(torch, dtype.torch):
+        raise InvalidArgument(f"torch {torch.__version__} has no dtype for {dtype.name}")
+    return torch.empty(shape, dtype=getattr(torch, dtype.torch))
+
+
+def memory(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A contiguous CPU tensor's bytes, u8, not copied."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def finish(tensor: torch.Tensor, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
+    """The blank itself: it was filled in place."""
+    return tensor
+
+
+def probe(shape: tuple[int, ...], index: Any) -> None:
+    """Raise what torch raises for an index."""
+    torch.empty((), dtype=torch.uint8).expand(shape)[index]
+
+
+def select(tensor: torch.Tensor, index: Any) -> torch.Tensor:
+    """tensor[index], contiguous, in memory of its own size."""
+    integers = tensor.view(_INTEGERS[tensor.itemsize])[index]
+    if integers.numel() != tensor.numel() or not integers.is_contiguous():
+        integers = integers.clone(memory_format=torch.contiguous_format)
+    return integers.view(tensor.dtype)
+
+
+def place(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device."""
+    return tensor.to(device=device)
