@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <new>
 #include <system_error>
@@ -58,15 +59,17 @@ class Tasks {
   std::atomic<uint64_t> next_{0};
 };
 
-// Runs work(thread number) on up to `threads` threads, this one included. Threads that cannot be had are done
-// without: the tasks are taken by whoever is there.
+// Runs work() on up to `threads` threads, this one included. Threads that cannot be had are done without: the tasks
+// are taken by whoever is there. `work` must not throw.
 template <typename Work>
 void run_threads(int threads, uint64_t tasks, const Work &work) {
   const uint64_t wanted = std::min<uint64_t>({static_cast<uint64_t>(std::clamp(threads, 1, kMaxThreads)), tasks});
   std::vector<std::thread> others;
+  others.reserve(wanted);
   try {
     for (uint64_t t = 1; t < wanted; t++) others.emplace_back(work);
   } catch (const std::system_error &) {
+  } catch (const std::bad_alloc &) {
   }
   work();
   for (std::thread &thread : others) thread.join();
@@ -98,6 +101,18 @@ int32_t first_failure(const Job *jobs, size_t count) {
   for (size_t j = 0; j < count; j++)
     if (jobs[j].status != NZ_OK) return jobs[j].status;
   return NZ_OK;
+}
+
+// Runs a function of the interface, which must not throw: bad_alloc and length_error, all that can come, mean that
+// memory ran out. No job is then taken for done.
+template <typename Job, typename Work>
+int32_t run_jobs(Job *jobs, size_t count, const Work &work) {
+  try {
+    work();
+  } catch (const std::exception &) {
+    for (size_t j = 0; j < count; j++) jobs[j].status = NZ_MEMORY;
+  }
+  return first_failure(jobs, count);
 }
 
 // Where the chunks of an encode job go: each behind its predecessor, so in order, while encoding goes on side by
@@ -202,32 +217,7 @@ void decode_task(nz_decode_job *job, const Prepared &prepared, const std::vector
   }
 }
 
-}  // namespace
-}  // namespace nz
-
-using namespace nz;
-
-extern "C" {
-
-int32_t nz_abi_version(void) { return NZ_ABI_VERSION; }
-
-uint64_t nz_checksum64(const void *data, size_t size) { return kernels().checksum64(data, size); }
-
-int32_t nz_plan(int32_t layout, int32_t level, int32_t chunk_log2, const uint8_t *src, uint64_t units,
-                uint8_t *table) {
-  const Layout *found = find_layout(layout);
-  if (!found || (level != NZ_LEVEL_DEFAULT && level != NZ_LEVEL_MAX) || chunk_log2 < 10 || chunk_log2 > 16)
-    return NZ_ARGUMENT;
-  return plan(*found, level, chunk_log2, src, units, table);
-}
-
-uint64_t nz_chunk_bound(int32_t layout, int32_t chunk_log2) {
-  const Layout *found = find_layout(layout);
-  if (!found || chunk_log2 < 10 || chunk_log2 > 16) return 0;
-  return chunk_bound(*found, size_t{1} << chunk_log2);
-}
-
-int32_t nz_encode(nz_encode_job *jobs, size_t count, int32_t threads) {
+void encode_jobs(nz_encode_job *jobs, size_t count, int32_t threads) {
   const std::vector<Prepared> prepared = prepare_all(jobs, count, NZ_ARGUMENT);
   Tasks tasks(jobs, count, 1);
   std::vector<Placement> placements(count);
@@ -238,10 +228,9 @@ int32_t nz_encode(nz_encode_job *jobs, size_t count, int32_t threads) {
     if (placements[j].full) jobs[j].status = NZ_ARGUMENT;
     if (placements[j].placed != Tasks::chunk_count(jobs[j])) jobs[j].status = NZ_MEMORY;
   }
-  return first_failure(jobs, count);
 }
 
-int32_t nz_decode(nz_decode_job *jobs, size_t count, int32_t threads) {
+void decode_jobs(nz_decode_job *jobs, size_t count, int32_t threads) {
   const std::vector<Prepared> prepared = prepare_all(jobs, count, NZ_CORRUPT);
   std::vector<std::vector<uint64_t>> offsets(count);
   for (size_t j = 0; j < count; j++) {
@@ -272,7 +261,43 @@ int32_t nz_decode(nz_decode_job *jobs, size_t count, int32_t threads) {
     jobs[j].status = NZ_CORRUPT;
     jobs[j].bad_chunk = bad[j];
   }
-  return first_failure(jobs, count);
+}
+
+}  // namespace
+}  // namespace nz
+
+using namespace nz;
+
+extern "C" {
+
+int32_t nz_abi_version(void) { return NZ_ABI_VERSION; }
+
+uint64_t nz_checksum64(const void *data, size_t size) { return kernels().checksum64(data, size); }
+
+int32_t nz_plan(int32_t layout, int32_t level, int32_t chunk_log2, const uint8_t *src, uint64_t units,
+                uint8_t *table) {
+  const Layout *found = find_layout(layout);
+  if (!found || (level != NZ_LEVEL_DEFAULT && level != NZ_LEVEL_MAX) || chunk_log2 < 10 || chunk_log2 > 16)
+    return NZ_ARGUMENT;
+  try {
+    return plan(*found, level, chunk_log2, src, units, table);
+  } catch (const std::bad_alloc &) {
+    return NZ_MEMORY;
+  }
+}
+
+uint64_t nz_chunk_bound(int32_t layout, int32_t chunk_log2) {
+  const Layout *found = find_layout(layout);
+  if (!found || chunk_log2 < 10 || chunk_log2 > 16) return 0;
+  return chunk_bound(*found, size_t{1} << chunk_log2);
+}
+
+int32_t nz_encode(nz_encode_job *jobs, size_t count, int32_t threads) {
+  return run_jobs(jobs, count, [&] { encode_jobs(jobs, count, threads); });
+}
+
+int32_t nz_decode(nz_decode_job *jobs, size_t count, int32_t threads) {
+  return run_jobs(jobs, count, [&] { decode_jobs(jobs, count, threads); });
 }
 
 }  // extern "C"

@@ -72,8 +72,9 @@ size_t stored_bytes(Mode mode, size_t units) { return mode == Mode::kSix ? six_b
 
 // Whether plane 0's stream carries the last bytes of plane 1's section (§4.5).
 bool carries_payload(const ChunkView &view, int width) {
+  if (width == 1) return false;
   const Mode head = view.planes[0].mode, mode = view.planes[1].mode;
-  return width > 1 && (head == Mode::kRank || head == Mode::kByte || head == Mode::kJoint) &&
+  return (head == Mode::kRank || head == Mode::kByte || head == Mode::kJoint) &&
          (mode == Mode::kRaw || mode == Mode::kSix) && stored_bytes(mode, view.units) >= kPayloadBytes;
 }
 

@@ -1,8 +1,8 @@
 /* The whole C interface of the neuzip codec. formats/spec.md defines the bytes.
  *
  * Buffers belong to the caller, are never kept after a call returns, and need no alignment. Input is never written.
- * Functions return NZ_OK or a negative nz_status; they never throw, abort, print or allocate more than a constant
- * amount a thread (about 1 MiB). All functions are thread-safe except nz_isa_select. */
+ * Functions return NZ_OK or a negative nz_status; they never throw, abort or print, and allocate no more than a few
+ * MiB a thread and a few bytes a chunk and table. All functions are thread-safe except nz_isa_select. */
 #ifndef NEUZIP_H
 #define NEUZIP_H
 

@@ -12,6 +12,7 @@ namespace {
 
 constexpr uint64_t kBlock = 64;              // units sampled in a row
 constexpr uint64_t kMinSample = 1 << 13;     // of a segment, if it has as many
+constexpr uint64_t kMaxSample = 1 << 23;     // of a segment, so that counts of all segments together fit 32 bits
 constexpr uint64_t kSegmentChunks = 4;       // chunks that are decoded side by side should share a table
 constexpr uint64_t kMaxSegments = 256;
 
@@ -32,7 +33,8 @@ struct Sample {
 void take_sample(const Layout &layout, bool heads, const uint8_t *src, uint64_t units, Sample *sample) {
   // Plane 0 of a layout with eight exponent bits has few symbols; where it has mantissa bits too, there are many and
   // a rare one is easily missed.
-  const uint64_t want = std::max(std::min(units, kMinSample), units / (layout.joint ? 32 : 8));
+  const uint64_t share = std::min(units / (layout.joint ? 32 : 8), kMaxSample);
+  const uint64_t want = std::max(std::min(units, kMinSample), share);
   const uint64_t blocks = (units + kBlock - 1) / kBlock, taken = std::min(blocks, (want + kBlock - 1) / kBlock);
   uint8_t storage[kMaxWidth][kBlock];
   uint8_t *planes[kMaxWidth];
@@ -126,7 +128,8 @@ Candidate joint_candidate(const Sample &sample, int bits) {
 }
 
 Candidate make_candidate(TableKind kind, const Layout &layout, int32_t level, const Sample &sample) {
-  const int bits = level == NZ_LEVEL_MAX ? kMaxByteBits : 12;
+  // Where plane 0 is the whole unit, its many symbols are worth one bit more than the fastest table has.
+  const int bits = level == NZ_LEVEL_MAX ? kMaxByteBits : layout.width == 1 ? 13 : 12;
   if (kind == TableKind::kJoint) return joint_candidate(sample, bits);
   Candidate c;
   c.size = kind == TableKind::kRank ? plan_rank_table(sample.plane0, c.bytes, &c.cost)

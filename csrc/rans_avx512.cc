@@ -3,8 +3,8 @@
 // Read me first:
 // 1. Rank decoding works on 16-bit halves: with M = 2^16 (spec §4.2) the slot is a state's low half, and
 //    f · (x >> 16) is one mullo and one mulhi. All 32 lanes of a stream are two registers.
-// 2. A stream is a chain of about 40 cycles a step, most of them spent waiting: decode_rank runs four side by side.
-// 3. Shuffles, compares and expansions share one port on Intel's cores; the step below spends as few as it can.
+// 2. A stream is a chain of about 40 cycles a step, most of them spent waiting: four run at once.
+// 3. Shuffles, compares and expansions share one port on Intel's cores; a step spends as few as it can.
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12's headers pass uninitialised registers to their own builtins and then warn of it (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -51,10 +51,10 @@ struct Halves {
 
 // A rank table in registers. Ranks are 16-bit elements below 16.
 struct RankVectors {
-  __m512i bucket;     // byte b: rank of slot 1024 · b; at most one more rank begins inside a bucket (§4.2)
-  __m512i last;       // byte b: rank of slots 16 · b … of the last bucket, where more may begin
-  __m512i end;        // last slot of each rank
-  __m512i start;      // first slot of each rank
+  __m512i bucket;  // byte b: rank of slot 1024 · b; at most one more rank begins inside a bucket (§4.2)
+  __m512i last;    // byte b: rank of slots 16 · b … of the last bucket, where more may begin
+  __m512i end;     // last slot of each rank
+  __m512i start;   // first slot of each rank
   __m512i frequency;
   __m512i symbol;  // bytes, once in every 128 bits
 
@@ -126,7 +126,8 @@ struct HalfStates {
 
 // Two steps at a time, so that one shuffle turns 64 ranks into symbols and one store writes them.
 template <int kCount>
-void decode_rank_streams(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, size_t steps) {
+void decode_rank_streams(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols,
+                         size_t steps) {
   const RankVectors vectors(table);
   const Halves halves;
   const __m512i even = byte_indices<2, 0>(), odd = byte_indices<2, 1>();
@@ -218,7 +219,8 @@ struct WholeStates {
 };
 
 template <int kCount>
-void decode_byte_streams(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, size_t steps) {
+void decode_byte_streams(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols,
+                         size_t steps) {
   const ByteVectors vectors(table);
   WholeStates states[kCount];
   for (int k = 0; k < kCount; k++) states[k].load(streams[k]);
@@ -238,10 +240,10 @@ void decode_byte(const ByteTable &table, DecodeStream *streams, uint8_t *const *
 }
 
 // A float slightly below 1 / frequency, for the division x div f of a renormalised state, whose quotient
-// Q = x / f is below 2^(32 − bits) ≤ 2^20. Converting x, dividing 1 − 2^−21 by f and multiplying are each off by a
-// factor within 1 ± 2^−23 (in any rounding mode; f is exact). As (1 + 2^−23)^3 · (1 − 2^−21) < 1, the computed
-// quotient is at most Q; and it is above Q · (1 − 2^−21 − 3 · 2^−23) ≥ Q − 7/8. Truncated, it is therefore Q's
-// integer part or one less, and one correction makes it exact.
+// Q = x / f is below 2^(32 − bits) ≤ 2^20. Converting x, dividing 1 − 2^−21 by f and multiplying are each off
+// by a factor within 1 ± 2^−23 (in any rounding mode; f is exact). As (1 + 2^−23)^3 · (1 − 2^−21) < 1, the
+// computed quotient is at most Q; and it is above Q · (1 − 2^−21 − 3 · 2^−23) ≥ Q − 7/8. Truncated, it is
+// therefore Q's integer part or one less, and one correction makes it exact.
 inline __m512 reciprocals(__m512i frequency) {
   // Ranks beyond the table have frequency 0; nothing looks at their reciprocals.
   const __m512i divisor = _mm512_max_epu32(frequency, _mm512_set1_epi32(1));
@@ -257,9 +259,9 @@ struct Codes {
 struct EncodeStates {
   __m512i x[2];  // lanes 0 … 15 and 16 … 31
   uint8_t *next;
-  __m512i halves;     // index of the low halves of x
+  __m512i halves;       // index of the low halves of x
   __m512i bits, above;  // table bits; 32 − bits
-  __m512i total;     // 2^bits
+  __m512i total;        // 2^bits
 
   EncodeStates(const EncodeStream &stream, int table_bits)
       : next(stream.next),
@@ -275,7 +277,8 @@ struct EncodeStates {
     stream->next = next;
   }
 
-  // Encodes one symbol a lane (§4.1). Only the words themselves are written: above them lie those of later symbols.
+  // Encodes one symbol a lane (§4.1). Only the words themselves are written: above them lie those of later
+  // symbols.
   void step(const Codes &low, const Codes &high) {
     const __mmask16 full0 = _mm512_cmpge_epu32_mask(x[0], _mm512_sllv_epi32(low.frequency, above));
     const __mmask16 full1 = _mm512_cmpge_epu32_mask(x[1], _mm512_sllv_epi32(high.frequency, above));
@@ -353,7 +356,7 @@ bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, si
 
 }  // namespace
 
-constexpr Kernels kAvx512Kernels =
-    with_planes({"avx512", 4, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+constexpr Kernels kAvx512Kernels = with_planes(
+    {"avx512", 4, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
 
 }  // namespace nz

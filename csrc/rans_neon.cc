@@ -1,5 +1,5 @@
-// The loops for aarch64 (NEON). Ranks are looked up with byte shuffles, 16 lanes at a time; byte tables, which are
-// too large for shuffles, are left to the scalar loops.
+// The loops for aarch64 (NEON). Ranks are looked up with byte shuffles, 16 lanes at a time; byte tables,
+// which are too large for shuffles, are left to the scalar loops.
 #include <arm_neon.h>
 
 #include "planes.h"
@@ -37,7 +37,7 @@ struct Numbers {
 
 // A rank table in registers.
 struct RankVectors {
-  uint8x16x4_t bucket;  // byte b: 4 · (rank of slot 1024 · b) + 4 − quarter of the bucket where the next rank begins
+  uint8x16x4_t bucket;  // byte b: 4 · (rank of slot 1024 · b) + number of its quarters with the next rank
   uint8x16_t top;       // byte b: rank of slots with upper byte 255 − b
   uint8x16_t fine;
   uint8x16_t symbol;
@@ -51,8 +51,8 @@ struct RankVectors {
     for (int i = 0; i < 4; i++) {
       // Four arrays of 16: the rank at the start of each bucket's quarters.
       const uint8x16x4_t quarter = vld4q_u8(table.main + 64 * i);
-      // Outside the last bucket at most one rank begins inside (§4.2), so the quarters with the next rank, 0 … 3,
-      // are the sum of the quarters' distances from the first.
+      // At most one rank begins inside a bucket other than the last (§4.2), so the quarters' distances from
+      // the first are 0 or 1, and their sum is the number of quarters with the next rank.
       const uint8x16_t next = vsubq_u8(vaddq_u8(vaddq_u8(quarter.val[1], quarter.val[2]), quarter.val[3]),
                                        vaddq_u8(vaddq_u8(quarter.val[0], quarter.val[0]), quarter.val[0]));
       bucket.val[i] = vaddq_u8(vshlq_n_u8(quarter.val[0], 2), next);
@@ -128,7 +128,8 @@ struct HalfStates {
 };
 
 template <int kCount>
-void decode_rank_streams(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, size_t steps) {
+void decode_rank_streams(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols,
+                         size_t steps) {
   const RankVectors vectors(table);
   HalfStates states[kCount];
   for (int k = 0; k < kCount; k++) states[k].load(streams[k]);
@@ -165,10 +166,10 @@ struct CodeVectors {
   }
 
   // A float slightly below 1 / frequency, for the division x div f of a renormalised state, whose quotient
-  // Q = x / f is below 2^16. Converting x, dividing 1 − 2^−21 by f and multiplying are each off by a factor within
-  // 1 ± 2^−23 (in any rounding mode; f is exact). As (1 + 2^−23)^3 · (1 − 2^−21) < 1, the computed quotient is at
-  // most Q; and it is above Q · (1 − 2^−21 − 3 · 2^−23) > Q − 2^−4. Truncated, it is therefore Q's integer part or
-  // one less, and one correction makes it exact.
+  // Q = x / f is below 2^16. Converting x, dividing 1 − 2^−21 by f and multiplying are each off by a factor
+  // within 1 ± 2^−23 (in any rounding mode; f is exact). As (1 + 2^−23)^3 · (1 − 2^−21) < 1, the computed
+  // quotient is at most Q; and it is above Q · (1 − 2^−21 − 3 · 2^−23) > Q − 2^−4. Truncated, it is therefore
+  // Q's integer part or one less, and one correction makes it exact.
   static float32x4_t reciprocals(uint32x4_t frequency) {
     // Ranks beyond the table have frequency 0; nothing looks at their reciprocals.
     const uint32x4_t divisor = vmaxq_u32(frequency, vdupq_n_u32(1));
@@ -242,11 +243,13 @@ struct EncodeStates {
     return vshlq_u32(x, vreinterpretq_s32_u32(vshlq_n_u32(full, 4)));
   }
 
-  // Whole vectors end at `next`; what they write below the words is overwritten later, or is scratch (kernels.h).
+  // Whole vectors end at `next`; what they write below the words is overwritten later, or is scratch
+  // (kernels.h).
   void place(const uint16x8_t *words, uint32_t sets) {
     for (int g = 3; g >= 0; g--) {
       const uint32_t set = sets >> 8 * g & 255;
-      const uint8x16_t packed = vqtbl1q_u8(vreinterpretq_u8_u16(words[g]), vld1q_u8(kWordShuffles.place[set]));
+      const uint8x16_t packed =
+          vqtbl1q_u8(vreinterpretq_u8_u16(words[g]), vld1q_u8(kWordShuffles.place[set]));
       vst1q_u8(next - 16, packed);
       next -= kWordShuffles.bytes[set];
     }
@@ -283,7 +286,7 @@ bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, si
 
 }  // namespace
 
-constexpr Kernels kNeonKernels =
-    with_planes({"neon", 2, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+constexpr Kernels kNeonKernels = with_planes(
+    {"neon", 2, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
 
 }  // namespace nz

@@ -177,6 +177,10 @@ def streams() -> dict[str, tuple[Frame, str]]:
         "stream_words_2_31": (stream(set_record(0, 3, 1 << 31)), "§6: the stream passes its chunk"),
         "stream_words_2_32": (stream(set_record(0, 3, 0xFFFFFFFF)), "§6: the stream passes its chunk"),
         "stream_state": (stream(set_section(0, 0, 0xFF, 0xFF, 0, 0)), "§4.1: an initial state is below 2^16"),
+        "stream_state_early_word": (
+            stream(early_word),
+            "§4.1: an initial state is below 2^16, in a stream that is right otherwise",
+        ),
         "stream_state_idle_lane": (
             stream(set_section(0, 4 * 31, 0xFF, 0xFF, 0, 0), tiny),
             "§4.1: the initial state of a lane without symbols is below 2^16",
@@ -218,6 +222,17 @@ def streams() -> dict[str, tuple[Frame, str]]:
             "§4.1: a bad state in the third of five chunks",
         ),
     }
+
+
+def early_word(records: Records, sections: Sections) -> None:
+    """Takes a word out of lane 0 before its first symbol, though its state had room for the symbol."""
+    frequency, start = RANKS.frequency[PLANE[0]], RANKS.start[PLANE[0]]
+    x = int.from_bytes(sections[0][:4], "little")
+    x = frequency * (x >> 16) + x % (1 << 16) - start
+    assert (x >> 16) < frequency and x >= 1 << 16
+    states = struct.pack("<I", start + (x >> 16)) + sections[0][4:128]
+    sections[0] = states + struct.pack("<H", x & 0xFFFF) + sections[0][128:]
+    records[0][3] += 1
 
 
 def end_of_local(records: Records, sections: Sections) -> None:

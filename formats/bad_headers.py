@@ -170,6 +170,10 @@ def blobs() -> dict[str, tuple[Frame, str]]:
             planes_frame("F16", [UNITS], DATA, "joint six", HEADS),
             "§2: fp16 has no joint mode",
         ),
+        "tables_joint_of_fp16_unused": (
+            planes_frame("F16", [UNITS], DATA, "raw raw", HEADS),
+            "§5: a joint table, but fp16 has no joint mode",
+        ),
     }
 
 
@@ -205,6 +209,10 @@ def rank_tables() -> dict[str, tuple[Frame, str]]:
         "rank_table_fine_sum": (
             with_table(rank_table((1, 2), (255,), (17,)).body),
             "§4.2: fine weights sum to 17",
+        ),
+        "rank_table_both_sums": (
+            with_table(rank_table((1, 2), (254,), (32,))),
+            "§4.2: main weights sum to 254 and fine weights to 32, the frequencies to 2^16",
         ),
         "rank_table_crowded_bucket": (
             with_table(rank_table((1, 2, 3, 4), (1, 1, 253), (16,)).body),

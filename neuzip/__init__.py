@@ -1,22 +1,21 @@
 """Lossless compression of neural network weights: safetensors files, tensors and arrays, byte for byte."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from neuzip.checkpoint import Report, compress_file, decompress_file, verify_file
-from neuzip.errors import (
-    CorruptFrame,
-    InvalidArgument,
-    NeuzipError,
-    StorageError,
-    TruncatedInput,
-    UnsupportedFormat,
-)
-from neuzip.reader import safe_open
+if TYPE_CHECKING:
+    from neuzip.checkpoint import Report, compress_file, decompress_file, verify_file
+    from neuzip.errors import (
+        CorruptFrame,
+        InvalidArgument,
+        NeuzipError,
+        StorageError,
+        TruncatedInput,
+        UnsupportedFormat,
+    )
+    from neuzip.reader import safe_open
 
-try:
-    __version__ = version("neuzip-codec")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+    __version__: str
 
 __all__ = [
     "CorruptFrame",
@@ -32,3 +31,36 @@ __all__ = [
     "safe_open",
     "verify_file",
 ]
+
+# Imported when first asked for, so that the command line starts before numpy and the library are loaded.
+_HOMES = {
+    "Report": "neuzip.checkpoint",
+    "compress_file": "neuzip.checkpoint",
+    "decompress_file": "neuzip.checkpoint",
+    "safe_open": "neuzip.reader",
+    "verify_file": "neuzip.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in __all__:
+        value = getattr(import_module(_HOMES.get(name, "neuzip.errors")), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("neuzip-codec")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+unknown"

@@ -158,7 +158,7 @@ def plan(layout: int, level: int, chunk_log2: int, data: Bytes, units: int) -> b
     length = _LIBRARY.nz_plan(layout, level, chunk_log2, data.ctypes.data, units, table)
     if length < 0:
         raise _error(length)
-    return table.raw[:length]
+    return ctypes.string_at(table, length)
 
 
 def chunk_bound(layout: int, chunk_log2: int) -> int:
@@ -208,6 +208,8 @@ class BytesBuilder:
 
     ``address`` may be written up to ``capacity`` until :meth:`finish`. Memory that is never written is never touched.
     """
+
+    _object = ctypes.c_void_p(None)
 
     def __init__(self, capacity: int) -> None:
         create = ctypes.pythonapi.PyBytes_FromStringAndSize

@@ -12,12 +12,11 @@ from neuzip.container import Container
 from neuzip.errors import InvalidArgument
 from neuzip.files import MappedFile, drafted_file, storage
 from neuzip.manifest import CONTAINER
-from neuzip.report import FileReport, Meter, Progress, Report
+from neuzip.report import PLAIN, FileReport, Meter, Progress, Report
 from neuzip.task import Task
 
 __all__ = ["FileReport", "Progress", "Report", "compress_file", "decompress_file", "verify_file"]
 
-PLAIN = "plain"
 _INFIX = ".nz"
 
 

@@ -6,6 +6,7 @@ import stat
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from neuzip import member
@@ -23,7 +24,7 @@ from neuzip.manifest import (
     is_index,
     member_path,
 )
-from neuzip.report import FileReport, Meter, Progress, Report
+from neuzip.report import PLAIN, FileReport, Meter, Progress, Report
 from neuzip.task import Task
 
 _MANIFEST_MODE = 0o644
@@ -113,14 +114,15 @@ def _verify_plain(source: Path, options: Options, progress: Progress | None) -> 
     meter = Meter(sum(_size(path) for path in files.values()), progress)
     reports = []
     for name, path in files.items():
-        size, coding = _size(path), COPY
+        size = _size(path)
+        report = FileReport(name, size, size, COPY)
         if path.suffix == member.SUFFIX:
-            coding = "plain"
             with Container.open(path) as container:
+                report = FileReport(name, container.original.file_size, size, PLAIN)
                 if container.compressed:
-                    coding = CONTAINER
                     member.verify(container, options, lambda count: None)
-        reports.append(FileReport(name, size, size, coding))
+                    report = replace(report, coding=CONTAINER)
+        reports.append(report)
         meter.advance(size)
     return _report(source, None, reports, 0, started)
 

@@ -83,12 +83,12 @@ class Header:
         return offsets
 
 
-def _padded(size: int, to: int) -> int:
-    return -(-size // to) * to
+def _padded(size: int) -> int:
+    return -(-size // 8) * 8
 
 
 def _header_size(ndim: int, table_size: int, chunk_count: int) -> int:
-    return FIXED_SIZE + 8 * ndim + _padded(table_size, 4) + 8 * chunk_count
+    return FIXED_SIZE + 8 * ndim + table_size + 8 * chunk_count
 
 
 # --- reading --------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def header_length(prefix: Any) -> int:
         raise UnsupportedFormat(f"coding {coding} is unknown")
     if not 10 <= chunk_log2 <= (16 if coding == Coding.PLANES else 20) or ndim > _MAX_NDIM:
         raise CorruptFrame("the frame header has impossible chunk sizes or dimensions")
-    if size >> _MAX_RATIO_LOG2 > frame_size:
+    if size > frame_size << _MAX_RATIO_LOG2:
         raise CorruptFrame(f"the frame claims {size} original bytes in {frame_size}")
     plan = Plan(dtype.layout, Coding(coding), chunk_log2, b"", size)
     length = _header_size(ndim, table_size, plan.chunk_count)
@@ -143,8 +143,6 @@ def read_header(buffer: Any, *, whole: bool = False) -> Header:
     shape = struct.unpack_from(f"<{ndim}Q", raw, FIXED_SIZE)
     at = FIXED_SIZE + 8 * ndim
     plan = Plan(dtype.layout, Coding(coding), chunk_log2, bytes(raw[at : at + table_size]), size)
-    if any(raw[at + table_size : at + _padded(table_size, 4)]):
-        raise CorruptFrame("padding is not zero")
     index = np.frombuffer(raw, "<u4", offset=length - 8 * plan.chunk_count)
     header = Header(dtype, shape, level, plan, frame_size, length, index)
     _check_header(header)
@@ -163,7 +161,7 @@ def _check_header(header: Header) -> None:
         raise CorruptFrame(f"{header.dtype.name} is not cut into planes")
     if plan.coding is not Coding.PLANES and plan.table:
         raise CorruptFrame("only planes have a table")
-    if _padded(int(header.offsets[-1]), 8) != header.frame_size:
+    if _padded(int(header.offsets[-1])) != header.frame_size:
         raise CorruptFrame("the chunks do not fill the frame")
     last = plan.size - (plan.chunk_count - 1) * plan.chunk_size
     if plan.coding is not Coding.PLANES and plan.chunk_count:
@@ -246,7 +244,7 @@ def _check_source(view: Bytes, dtype: DType, shape: Sequence[int]) -> None:
 def _header_bytes(dtype: DType, shape: Sequence[int], plan: Plan, level: str, index: Words) -> bytearray:
     """The header of a frame whose chunks are known."""
     size = _header_size(len(shape), len(plan.table), plan.chunk_count)
-    frame_size = _padded(size + int(index[0::2].sum(dtype=np.uint64)), 8)
+    frame_size = _padded(size + int(index[0::2].sum(dtype=np.uint64)))
     raw = bytearray(size)
     fields = (plan.coding, plan.chunk_log2, 0, len(shape), LEVELS.index(level), len(plan.table), plan.size)
     _FIXED.pack_into(raw, 0, MAGIC, VERSION, dtype.code, *fields, frame_size, 0)
@@ -284,7 +282,7 @@ def encode_many(
         header = _header_bytes(dtype, shape, run.plan, options.level, run.index)
         builder.write(0, header)
         builder.write(size + run.written, bytes(-(size + run.written) % 8))
-        frames.append(builder.finish(_padded(size + run.written, 8)))
+        frames.append(builder.finish(_padded(size + run.written)))
     return frames
 
 
@@ -319,14 +317,11 @@ class Encoder:
             encode_runs([run], self._options)
             written = run.written
             if first + chunks >= plan.chunk_count:
-                padded = _padded(self.frame_size + written, 8) - self.frame_size
+                padded = _padded(self.frame_size + written) - self.frame_size
                 buffer[written:padded] = 0
                 written = padded
             self.frame_size += written
             yield buffer[:written].data
-        if not plan.chunk_count and self.frame_size % 8:
-            self.frame_size += 4
-            yield memoryview(bytes(4))
 
     def header(self) -> bytes:
         """The frame's header, once the batches are exhausted."""

@@ -182,12 +182,13 @@ def probe(shape: tuple[int, ...], index: Any) -> None:
 
 def select(array: Array, index: Any) -> Array:
     """array[index], contiguous, in memory of its own size. Never a scalar, as in safetensors."""
-    selected = array[index]
+    selected: Any = array[index]
     if not isinstance(selected, np.ndarray):
         selected = array[(*index, ...) if isinstance(index, tuple) else (index, ...)]
     if selected.size != array.size or not selected.flags.c_contiguous:
-        return selected.copy(order="C")
-    return selected
+        selected = selected.copy(order="C")
+    result: Array = selected
+    return result
 
 
 def place(array: Array, device: str) -> Array:

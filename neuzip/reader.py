@@ -127,7 +127,8 @@ def read_tensors(
 
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat; InvalidArgument for a dtype the framework lacks.
     """
-    blanks = {name: _blank(container, container.entries[name], framework) for name in names}
+    shapes = {name: _native_shape(container, name, framework) for name in names}
+    blanks = {name: _blank(container, name, framework, shape) for name, shape in shapes.items()}
     memories = {name: framework.memory(blank) for name, blank in blanks.items()}
     frames = [name for name in names if container.is_frame(name)]
     for name in names:
@@ -138,11 +139,8 @@ def read_tensors(
     except NeuzipError as error:
         error.at(file=container.path)
         raise
-    tensors = {}
-    for name, blank in blanks.items():
-        entry = container.entries[name]
-        tensors[name] = framework.finish(blank, entry.dtype, framework.native_shape(entry.dtype, entry.shape))
-    return tensors
+    entries = container.entries
+    return {name: framework.finish(blanks[name], entries[name].dtype, shapes[name]) for name in names}
 
 
 def read_buffer(data: Any, framework: str) -> dict[str, Any]:
@@ -151,13 +149,23 @@ def read_buffer(data: Any, framework: str) -> dict[str, Any]:
     return read_tensors(container, list(container.entries), import_framework(framework), Options())
 
 
-def _blank(container: Container, entry: Entry, framework: Framework) -> Any:
-    if container.is_frame(entry.name):
-        container.frame_header(entry.name)  # before memory is taken: it bounds the size (§6)
+def _native_shape(container: Container, name: str, framework: Framework) -> tuple[int, ...]:
+    entry = container.entries[name]
     try:
-        return framework.blank(entry.dtype, framework.native_shape(entry.dtype, entry.shape))
+        return framework.native_shape(entry.dtype, entry.shape)
     except NeuzipError as error:
-        error.at(file=container.path, tensor=entry.name)
+        error.at(file=container.path, tensor=name)
+        raise
+
+
+def _blank(container: Container, name: str, framework: Framework, shape: tuple[int, ...]) -> Any:
+    """Memory for a tensor or a part of it."""
+    if container.is_frame(name):
+        container.frame_header(name)  # before memory is taken: it bounds the size (§6)
+    try:
+        return framework.blank(container.entries[name].dtype, shape)
+    except NeuzipError as error:
+        error.at(file=container.path, tensor=name)
         raise
 
 
@@ -278,14 +286,14 @@ class safe_open:
 
     def _read_slice(self, entry: Entry, index: Any) -> Any:
         container, framework = self._opened(), self._framework
-        shape = framework.native_shape(entry.dtype, entry.shape)
+        shape = _native_shape(container, entry.name, framework)
         if is_basic(index):  # a mask or an array of rows is checked by the selection itself
             framework.probe(shape, index)
         count, size = math.prod(shape), entry.size
         # Elements that are not whole bytes (4 bits in numpy) cannot be cut anywhere: all are read.
         whole = count == 0 or size % count != 0
         window = Window(0, shape, index) if whole else Window.of(shape, index)
-        blank = framework.blank(entry.dtype, window.shape)
+        blank = _blank(container, entry.name, framework, window.shape)
         memory = framework.memory(blank)
         if memory.size:
             start = 0 if whole else window.start * (size // count)

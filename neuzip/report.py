@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+# The coding of a safetensors file that was verified and is not compressed. The others are manifest.py's.
+PLAIN = "plain"
+
 # Called with the original bytes done and the original bytes in all.
 Progress = Callable[[int, int], None]
 

@@ -178,6 +178,14 @@ def _check_shared(tensors: dict[str, torch.Tensor]) -> None:
 # What the reader needs of a framework (reader.Framework).
 
 
+def dtype_of(dtype: torch.dtype) -> DType:
+    """The row of floats.toml of a torch dtype. Raises InvalidArgument if there is none."""
+    row = _DTYPES.get(dtype)
+    if row is None:
+        raise InvalidArgument(f"dtype {dtype} cannot be stored")
+    return row
+
+
 def check_device(device: Any) -> torch.device:
     """The device as torch's. Raises InvalidArgument if torch does not know it."""
     try:

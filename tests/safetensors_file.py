@@ -60,7 +60,7 @@ def split(file: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def weights(dtype: str, units: int, seed: int = 0) -> bytes:
-    """Bytes that look like a trained tensor's, with some NaN payloads, infinities and negative zeros among them."""
+    """Bytes like a trained tensor's, with some NaN payloads, infinities and negative zeros."""
     rng = np.random.default_rng(seed)
     values = rng.normal(0, 0.02, units)
     if dtype == "BF16":

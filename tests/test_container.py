@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import struct
-from typing import Any
 
 import numpy as np
 import pytest
@@ -157,8 +156,6 @@ def test_progress_counts_every_byte() -> None:
 
 # --- header text ---
 
-ENTRY = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
-
 
 @pytest.mark.parametrize(
     "text",
@@ -169,7 +166,7 @@ ENTRY = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
         b'{"__metadata__":{},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
         b'{"":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
         b'{"a\\/\\u00e9\\ud83d\\ude00":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
-        b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}, "__metadata__":{"z":"\\n","b":"\xe2\x82\xac"}}',
+        b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}, "__metadata__":{"z":"\\n","\xc3\xa4":""}}',
         b'{"b":{"dtype":"U8","shape":[],"data_offsets":[3,4]},"a":{"dtype":"I8","shape":[3],"data_offsets":[0,3]}}',
     ],
 )
@@ -222,86 +219,6 @@ def test_a_plain_file_is_a_container_without_frames() -> None:
     assert not container.compressed
     assert not any(container.is_frame(name) for name in container.entries)
     assert b"".join(bytes(piece) for piece in container.pieces(OPTIONS)) == original
-
-
-# --- malformed safetensors files ---
-
-
-def one(**changes: Any) -> bytes:
-    return json.dumps({"a": ENTRY | changes}).encode()
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        (b"", CorruptFrame),
-        (b"[]", CorruptFrame),
-        (b"null", CorruptFrame),
-        (b'{"a"', CorruptFrame),
-        (b"\xff{}", CorruptFrame),
-        (b"\xef\xbb\xbf{}", CorruptFrame),
-        (b"[" * 100_000, CorruptFrame),
-        (b'{"a":' * 100_000, CorruptFrame),
-        (b'{"a":' + b"9" * 5000 + b"}", CorruptFrame),
-        (b'{"a":3}', CorruptFrame),
-        (one(dtype=None), CorruptFrame),
-        (one(dtype="U9"), UnsupportedFormat),
-        (one(dtype="C128", shape=[0], data_offsets=[0, 0]), UnsupportedFormat),
-        (one(shape=4), CorruptFrame),
-        (one(shape=[4.0]), CorruptFrame),
-        (one(shape=[-4]), CorruptFrame),
-        (one(shape=[True, 4]), CorruptFrame),
-        (one(shape=["4"]), CorruptFrame),
-        (one(shape=[5]), CorruptFrame),
-        (one(shape=[1 << 64]), CorruptFrame),
-        (one(shape=[1 << 32, 1 << 32]), CorruptFrame),
-        (one(shape=[(1 << 63) - 1] * 100_000), CorruptFrame),
-        (one(shape=[float("nan")]), CorruptFrame),
-        (one(dtype="F4", shape=[7]), CorruptFrame),
-        (one(data_offsets=[0]), CorruptFrame),
-        (one(data_offsets=[0, 4, 4]), CorruptFrame),
-        (one(data_offsets=[4, 0]), CorruptFrame),
-        (one(data_offsets=[1, 5]), CorruptFrame),
-        (one(data_offsets=[0, 3], shape=[3]), CorruptFrame),
-        (one(data_offsets=[0, 5], shape=[5]), TruncatedInput),
-        (one(data_offsets=[0, 1 << 62], shape=[1 << 62]), TruncatedInput),
-        (b'{"a":' + json.dumps(ENTRY).encode() + b',"a":' + json.dumps(ENTRY).encode() + b"}", CorruptFrame),
-        (b'{"a":{"dtype":"U8","dtype":"U8","shape":[4],"data_offsets":[0,4]}}', CorruptFrame),
-        (b'{"\\ud800":' + json.dumps(ENTRY).encode() + b"}", CorruptFrame),
-        (json.dumps({"__metadata__": {"a": 1}, "a": ENTRY}).encode(), CorruptFrame),
-        (json.dumps({"__metadata__": [], "a": ENTRY}).encode(), CorruptFrame),
-        (b'{"__metadata__":{"x":"\\udc00"},"a":' + json.dumps(ENTRY).encode() + b"}", CorruptFrame),
-        (json.dumps({"a": ENTRY, "b": ENTRY}).encode(), CorruptFrame),
-        (json.dumps({"a": ENTRY, "b": ENTRY | {"data_offsets": [3, 7]}}).encode(), CorruptFrame),
-        (json.dumps({"a": ENTRY, "b": ENTRY | {"data_offsets": [6, 10]}}).encode(), CorruptFrame),
-    ],
-)
-def test_malformed_headers(text: bytes, error: type[NeuzipError]) -> None:
-    with pytest.raises(error) as caught:
-        Container.parse(memoryview(with_header(text, b"data")), None)
-    assert type(caught.value) is error
-    assert len(str(caught.value)) < 2000
-
-
-def test_malformed_files() -> None:
-    original = build(model(["BF16"]))
-    with pytest.raises(CorruptFrame, match="follow"):
-        Container.parse(memoryview(original + b"\0"))
-    with pytest.raises(TruncatedInput):
-        Container.parse(memoryview(original[:-1]))
-    with pytest.raises(CorruptFrame, match="not a safetensors file"):
-        Container.parse(memoryview(b"\x7fELF\x02\x01\x01\x00" * 100))
-    with pytest.raises(TruncatedInput):
-        Container.parse(memoryview(struct.pack("<Q", 100) + b"{}"))
-    for length in range(8):
-        with pytest.raises(TruncatedInput):
-            Container.parse(memoryview(bytes(length)))
-
-
-def test_errors_name_the_tensor() -> None:
-    with pytest.raises(CorruptFrame) as caught:
-        Container.parse(memoryview(with_header(one(shape=[5]), b"data")))
-    assert caught.value.tensor == "a"
 
 
 # --- malformed containers ---
@@ -366,8 +283,8 @@ def test_the_forger_can_write_good_containers() -> None:
         (forged([Tensor("a", "I8", (4,), b"data")], TEXT), CorruptFrame),
         (forged([Tensor("a", "U8", (2, 2), b"data")], TEXT), CorruptFrame),
         (forged([Tensor("a", "U8", (), b"d")], TEXT), CorruptFrame),
-        (forged([PLAIN], one(data_offsets=[1, 5])), CorruptFrame),
-        (forged([PLAIN], one(dtype="X1")), UnsupportedFormat),
+        (forged([PLAIN], TEXT.replace(b"[0, 4]", b"[1, 5]")), CorruptFrame),
+        (forged([PLAIN], TEXT.replace(b"U8", b"X1")), UnsupportedFormat),
     ],
 )
 def test_malformed_containers(file: bytes, error: type[NeuzipError]) -> None:

@@ -1,8 +1,8 @@
 """Every instruction set's loops against the scalar ones, and every build's encodings against each other.
 
 The C++ programs in tests/isa are compiled for this machine, again with sanitizers, for AVX-512 without such a
-processor (through SIMDe), and for aarch64 (run by QEMU). What needs tools that are not installed is skipped, unless
-NEUZIP_REQUIRE_CROSS=1 says that they must be.
+processor (through SIMDe), and for aarch64 (run by QEMU). What needs tools that are not installed is skipped,
+unless NEUZIP_REQUIRE_CROSS=1 says that they must be.
 """
 
 import os
@@ -115,7 +115,7 @@ class Builder:
             self.built[name] = self.directory / name
             self.built[name].mkdir()
             objects = self.objects(build, compiler)
-            harness = [objects.pop(path) for path in sorted(HARNESS.glob("check_*.cc"))]
+            harness = [objects.pop(path) for path in [*HARNESS.glob("check_*.cc"), HARNESS / "tables.cc"]]
             for program, rest in (("equality", harness), ("roundtrip", [])):
                 main = objects[HARNESS / f"{program}.cc"]
                 library = [path for source, path in objects.items() if source.parent == CSRC]
@@ -161,7 +161,7 @@ class Builder:
             f"-I{self.directory}",
         ]
         if build.simde:
-            # The headers' 64-byte vectors are passed in memory, of which the compiler tells; and any processor will do.
+            # The compiler has a remark on 64-byte vectors passed in memory. Any processor will do.
             flags += [f"-I{HARNESS / 'simde'}", "-Wno-psabi", "-D__builtin_cpu_supports(feature)=1"]
         elif isa in ("avx2", "avx512"):
             flags += cmake_flags(f"{isa.upper()}_FLAGS")
@@ -198,5 +198,5 @@ def test_loops_equal_the_scalar_ones(programs: Callable[[str], Path], build: str
 @pytest.mark.parametrize(("build", "isa"), CASES)
 def test_encodings_are_identical(programs: Callable[[str], Path], build: str, isa: str) -> None:
     expected = output(programs, "native", "roundtrip", "scalar").splitlines()
-    assert len(expected) > 300
+    assert len(expected) > 200
     assert output(programs, build, "roundtrip", isa).splitlines() == expected

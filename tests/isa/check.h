@@ -14,7 +14,9 @@ namespace nz_test {
 // Counts and, the first few, reports failures; `a` and `b` say in which case.
 void check(bool ok, const char *what, uint64_t a = 0, uint64_t b = 0);
 
-inline bool equal(const void *a, const void *b, size_t size) { return size == 0 || std::memcmp(a, b, size) == 0; }
+inline bool equal(const void *a, const void *b, size_t size) {
+  return size == 0 || std::memcmp(a, b, size) == 0;
+}
 
 inline void fill(Random &random, uint8_t *p, size_t size) {
   for (size_t i = 0; i < size; i++) p[i] = static_cast<uint8_t>(random());
@@ -43,7 +45,8 @@ inline uint32_t state_of(Random &random, StateKind kind) {
 
 void check_decoders(const nz::Kernels &tested, Random &random);
 void check_encoders(const nz::Kernels &tested, Random &random);
-void check_inverses(const nz::Kernels &tested, Random &random);  // encoding, then decoding; with each in either part
+// Decoding what was encoded, with the tested loops in either part.
+void check_inverses(const nz::Kernels &tested, Random &random);
 void check_to_ranks(const nz::Kernels &tested, Random &random);
 void check_planes(const nz::Kernels &tested, Random &random);
 void check_joint(const nz::Kernels &tested, Random &random);

@@ -10,16 +10,16 @@
 namespace nz_test {
 namespace {
 
-using nz::kLanes;
 using nz::Kernels;
+using nz::kLanes;
 using nz::kScalarKernels;
 
 constexpr int kCounts[] = {1, 2, 4};
 
 // Decodes random words from states of one kind on `count` streams with both.
 template <typename Table, typename Decode>
-void check_decode(const char *what, Decode tested, Decode scalar, const Table &table, Random &random, int count,
-                  size_t steps, StateKind kind, uint64_t number) {
+void check_decode(const char *what, Decode tested, Decode scalar, const Table &table, Random &random,
+                  int count, size_t steps, StateKind kind, uint64_t number) {
   const size_t offset = below(random, 4);  // words need not be aligned
   nz::DecodeStream a[nz::kMaxInterleave], b[nz::kMaxInterleave];
   std::vector<std::unique_ptr<Guarded>> words, out_a, out_b;
@@ -53,8 +53,9 @@ void check_all_slots(const Kernels &tested, const nz::RankTable &table, uint64_t
     b = a;
     tested.decode_rank(table, &a, &out_a.data, 1, 1);
     kScalarKernels.decode_rank(table, &b, &out_b.data, 1, 1);
-    check(equal(a.state, b.state, sizeof a.state) && a.next == b.next && equal(out_a.data, out_b.data, kLanes),
-          "decode_rank of every slot", number, slot);
+    check(
+        equal(a.state, b.state, sizeof a.state) && a.next == b.next && equal(out_a.data, out_b.data, kLanes),
+        "decode_rank of every slot", number, slot);
   }
 }
 
@@ -68,11 +69,11 @@ void check_decoders(const Kernels &tested, Random &random) {
     for (int count : kCounts)
       for (size_t steps : kSteps) {
         for (size_t t = 0; t < ranks.size(); t++)
-          check_decode("decode_rank", tested.decode_rank, kScalarKernels.decode_rank, ranks[t], random, count, steps,
-                       static_cast<StateKind>(kind), t);
+          check_decode("decode_rank", tested.decode_rank, kScalarKernels.decode_rank, ranks[t], random, count,
+                       steps, static_cast<StateKind>(kind), t);
         for (size_t t = 0; t < bytes.size(); t++)
-          check_decode("decode_byte", tested.decode_byte, kScalarKernels.decode_byte, bytes[t], random, count, steps,
-                       static_cast<StateKind>(kind), t);
+          check_decode("decode_byte", tested.decode_byte, kScalarKernels.decode_byte, bytes[t], random, count,
+                       steps, static_cast<StateKind>(kind), t);
       }
 }
 

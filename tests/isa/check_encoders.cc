@@ -10,15 +10,15 @@
 namespace nz_test {
 namespace {
 
-using nz::kLanes;
 using nz::Kernels;
+using nz::kLanes;
 using nz::kScalarKernels;
 
-// Encodes with both, onto words that are already there. `room` below what the scalar loop places is all that may be
-// written.
+// Encodes with both, onto words that are already there. `room` below what the scalar loop places is all that
+// may be written.
 template <typename Table, typename Encode>
-void check_encode(const char *what, Encode tested, Encode scalar, const Table &table, const nz::EncodeStream &from,
-                  const uint8_t *symbols, size_t steps, uint64_t number) {
+void check_encode(const char *what, Encode tested, Encode scalar, const Table &table,
+                  const nz::EncodeStream &from, const uint8_t *symbols, size_t steps, uint64_t number) {
   constexpr size_t kRoom = 64, kLater = 48;
   Guarded input(kLanes * steps);
   if (input.size) std::memcpy(input.data, symbols, input.size);
@@ -36,8 +36,8 @@ void check_encode(const char *what, Encode tested, Encode scalar, const Table &t
         what, number, steps);
 }
 
-// States where dividing by an approximate reciprocal would go wrong first: around multiples of the frequency, and
-// around the bound above which a word leaves the state.
+// States where dividing by an approximate reciprocal would go wrong first: around multiples of the frequency,
+// and around the bound above which a word leaves the state.
 uint32_t adversarial_state(Random &random, uint32_t frequency, int bits) {
   const uint64_t bound = uint64_t{frequency} << (32 - bits);
   const uint64_t quotient = 1 + random() % (uint64_t{1} << (32 - bits));
@@ -61,7 +61,8 @@ uint32_t adversarial_state(Random &random, uint32_t frequency, int bits) {
     default:
       x = random();
   }
-  return x < nz::kLow || x > 0xffffffff ? nz::kLow + static_cast<uint32_t>(x % 0xffff0000) : static_cast<uint32_t>(x);
+  return x < nz::kLow || x > 0xffffffff ? nz::kLow + static_cast<uint32_t>(x % 0xffff0000)
+                                        : static_cast<uint32_t>(x);
 }
 
 template <typename Table, typename Encode>
@@ -98,7 +99,8 @@ void check_inverse(const Kernels &encoder, const Kernels &decoder, const nz::Ran
   constexpr size_t kN = 64 * kLanes;
   uint8_t ranked[kN], plane[kN], decoded[kN];
   std::vector<uint8_t> words(2 * (kN + 128));
-  const auto turn = [&](const auto &table, auto encode, auto decode, const uint8_t *symbols, const char *what) {
+  const auto turn = [&](const auto &table, auto encode, auto decode, const uint8_t *symbols,
+                        const char *what) {
     nz::EncodeStream e;
     for (uint32_t &x : e.state) x = nz::kLow | below(random, 65536);
     nz::DecodeStream d;
@@ -147,24 +149,24 @@ void check_encoders(const Kernels &tested, Random &random) {
   const std::vector<nz::RankTable> ranks = rank_tables(random, 20);
   const std::vector<nz::ByteTable> bytes = byte_tables(random, 9);
   for (size_t t = 0; t < ranks.size(); t++)
-    check_encoder("encode_rank", tested.encode_rank, kScalarKernels.encode_rank, ranks[t], 16, ranks_of(ranks[t]),
-                  random, 20, t);
+    check_encoder("encode_rank", tested.encode_rank, kScalarKernels.encode_rank, ranks[t], 16,
+                  ranks_of(ranks[t]), random, 20, t);
   for (size_t t = 0; t < bytes.size(); t++)
     check_encoder("encode_byte", tested.encode_byte, kScalarKernels.encode_byte, bytes[t], bytes[t].bits,
                   symbols_of(bytes[t]), random, 20, t);
   // Every frequency there is.
   for (int w = 1; w < 255; w++) {
     const nz::RankTable table = rank_table(random, {w, 255 - w}, {1 + w % 15, 15 - w % 15});
-    check_encoder("encode_rank", tested.encode_rank, kScalarKernels.encode_rank, table, 16, ranks_of(table), random,
-                  8, static_cast<uint64_t>(w));
+    check_encoder("encode_rank", tested.encode_rank, kScalarKernels.encode_rank, table, 16, ranks_of(table),
+                  random, 8, static_cast<uint64_t>(w));
   }
   for (int f = 1; f <= 4095; f++) {
     const nz::ByteTable table = byte_table(random, 12, {f, 4096 - f});
     std::vector<uint8_t> symbols(kLanes, symbols_of(table)[0]);
     nz::EncodeStream from;
     for (uint32_t &x : from.state) x = adversarial_state(random, static_cast<uint32_t>(f), 12);
-    check_encode("encode_byte", tested.encode_byte, kScalarKernels.encode_byte, table, from, symbols.data(), 1,
-                 static_cast<uint64_t>(f));
+    check_encode("encode_byte", tested.encode_byte, kScalarKernels.encode_byte, table, from, symbols.data(),
+                 1, static_cast<uint64_t>(f));
   }
 }
 

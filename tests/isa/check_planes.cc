@@ -58,7 +58,8 @@ void check_joint(const Kernels &tested, Random &random) {
   for (size_t blocks : {0, 1, 2, 7})
     for (int spread : {20, 64, 256}) {
       const size_t n = 128 * blocks;
-      const uint8_t base = static_cast<uint8_t>(spread == 64 ? 192 : below(random, 193));  // §4.6: at most 192
+      const uint8_t base =
+          static_cast<uint8_t>(spread == 64 ? 192 : below(random, 193));  // §4.6: at most 192
       const uint8_t filler = static_cast<uint8_t>(random());
       Guarded plane0(n), plane1(n), symbols(n), six(96 * blocks), back0(n), back1(n);
       bool missing = false, ok = true;
@@ -67,7 +68,8 @@ void check_joint(const Kernels &tested, Random &random) {
         plane0.data[i] = static_cast<uint8_t>(base + below(random, static_cast<uint64_t>(spread)));
         missing |= plane0.data[i] < base || plane0.data[i] - base > 63;  // §4.6: the symbol is 0 … 255
       }
-      check(tested.split_joint(plane0.data, plane1.data, base, filler, symbols.data, six.data, blocks) == missing,
+      check(tested.split_joint(plane0.data, plane1.data, base, filler, symbols.data, six.data, blocks) ==
+                missing,
             "split_joint's answer", blocks, static_cast<uint64_t>(spread));
       for (size_t i = 0; i < n; i++) {
         const int symbol = plane0.data[i] * 4 + (plane1.data[i] >> 6) - 4 * base;

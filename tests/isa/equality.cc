@@ -1,6 +1,6 @@
-// Holds one instruction set's loops to the scalar ones, byte for byte, and to the reads and writes that kernels.h
-// allows. Usage: equality NAME, the `name` of one of the Kernels in this build. Exits with 77 if this processor does
-// not run them.
+// Holds one instruction set's loops to the scalar ones, byte for byte, and to the reads and writes that
+// kernels.h allows. Usage: equality NAME, the `name` of one of the Kernels in this build. Exits with 77 if
+// this processor does not run them.
 #include <cinttypes>
 #include <cstdio>
 #include <string>
@@ -14,15 +14,16 @@ namespace {
 int failures = 0;
 
 const nz::Kernels *find(const std::string &name) {
-  const nz::Kernels *const built[] = {&nz::kScalarKernels,
+  const nz::Kernels *const built[] = {
+      &nz::kScalarKernels,
 #if defined(NEUZIP_HAVE_AVX2)
-                                  &nz::kAvx2Kernels,
+      &nz::kAvx2Kernels,
 #endif
 #if defined(NEUZIP_HAVE_AVX512)
-                                  &nz::kAvx512Kernels,
+      &nz::kAvx512Kernels,
 #endif
 #if defined(NEUZIP_HAVE_NEON)
-                                  &nz::kNeonKernels,
+      &nz::kNeonKernels,
 #endif
   };
   for (const nz::Kernels *k : built)
@@ -39,7 +40,8 @@ bool runs(const std::string &name) {
 }  // namespace
 
 void check(bool ok, const char *what, uint64_t a, uint64_t b) {
-  if (!ok && ++failures <= 20) std::fprintf(stderr, "%s differs in case %" PRIu64 ", %" PRIu64 "\n", what, a, b);
+  if (!ok && ++failures <= 20)
+    std::fprintf(stderr, "%s differs in case %" PRIu64 ", %" PRIu64 "\n", what, a, b);
 }
 
 }  // namespace nz_test

@@ -1,4 +1,4 @@
-// Memory that ends, or begins, where no other memory is: one byte too far is a crash, in every build and emulator.
+// Memory that ends, or begins, where no other memory is: one byte too far is a crash, in every build.
 #ifndef NEUZIP_TESTS_GUARDED_H
 #define NEUZIP_TESTS_GUARDED_H
 

@@ -1,6 +1,6 @@
-// Stands before the compiler's <immintrin.h> on the include path, so that csrc/rans_avx512.cc, unchanged, becomes
-// portable code: SIMDe has most of its intrinsics, and those that version 0.7.4 lacks are spelled out here, one
-// element at a time, as Intel's intrinsics guide defines them.
+// Stands before the compiler's <immintrin.h> on the include path, so that csrc/rans_avx512.cc, unchanged,
+// becomes portable code: SIMDe has most of its intrinsics, and those that version 0.7.4 lacks are spelled out
+// here, one element at a time, as Intel's intrinsics guide defines them.
 #ifndef NEUZIP_TESTS_SIMDE_IMMINTRIN_H
 #define NEUZIP_TESTS_SIMDE_IMMINTRIN_H
 

@@ -1,0 +1,143 @@
+"""Whole models: their weights to compressed parameters and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from neuzip.errors import InvalidArgument
+from neuzip.nn.linear import CompressedLinear
+from neuzip.nn.tensor import CompressedTensor
+from neuzip.nn.weight import PIECE_BYTES
+
+Model = TypeVar("Model", bound=nn.Module)
+
+MIN_SIZE = 4096
+"""Elements below which a parameter stays dense: its frame's header would outweigh the gain."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which parameters are compressed, and how.
+
+    include, exclude: shell patterns (``*.mlp.*``) of parameter names; ``include=None`` means all. min_size: elements.
+    level: of compression. piece_bytes: dense bytes above which a weight is used in pieces.
+    """
+
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    min_size: int = MIN_SIZE
+    level: str = "default"
+    piece_bytes: int = PIECE_BYTES
+
+    def takes(self, name: str, parameter: torch.Tensor) -> bool:
+        """Whether a parameter is to be compressed."""
+        if not parameter.is_floating_point() or parameter.numel() < self.min_size or parameter.dim() < 1:
+            return False
+        included = self.include is None or any(fnmatchcase(name, pattern) for pattern in self.include)
+        return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+    def compress(self, dense: torch.Tensor) -> nn.Parameter:
+        """A compressed parameter with a dense one's value, ``requires_grad`` and attributes."""
+        packed = nn.Parameter(
+            CompressedTensor.compress(dense, self.level, self.piece_bytes), requires_grad=dense.requires_grad
+        )
+        _carry_attributes(dense, packed)
+        packed.grad = dense.grad
+        return packed
+
+
+def _carry_attributes(old: torch.Tensor, new: torch.Tensor) -> None:
+    for name, value in vars(old).items():
+        if name != "weight":
+            setattr(new, name, value)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter hangs: ``module._parameters[local]``, ``name`` from the model's root."""
+
+    module: nn.Module
+    local: str
+    name: str
+
+
+def parameter_places(model: nn.Module) -> list[list[Place]]:
+    """The places of every parameter of a model; a tied one has several. Holds no parameter alive."""
+    places: dict[int, list[Place]] = {}
+    for prefix, module in model.named_modules():
+        for local, parameter in module._parameters.items():
+            if parameter is not None:
+                name = f"{prefix}.{local}" if prefix else local
+                places.setdefault(id(parameter), []).append(Place(module, local, name))
+    return list(places.values())
+
+
+def put(places: Sequence[Place], parameter: nn.Parameter) -> None:
+    """Hangs a parameter at all its places; linear layers take the class that fits it."""
+    compressed = isinstance(parameter, CompressedTensor)
+    for place in places:
+        place.module._parameters[place.local] = parameter
+        if place.local == "weight" and type(place.module) is (nn.Linear if compressed else CompressedLinear):
+            place.module.__class__ = CompressedLinear if compressed else nn.Linear
+
+
+def compress_model(
+    model: Model,
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    min_size: int = MIN_SIZE,
+    level: str = "default",
+    piece_bytes: int = PIECE_BYTES,
+) -> Model:
+    """Compresses a model's float parameters in place, and returns the model.
+
+    It computes, trains and saves as before, to the bit, with one weight at a time dense. Tied parameters stay tied;
+    ``nn.Linear`` modules become :class:`~neuzip.nn.CompressedLinear`.
+
+    include, exclude: shell patterns of parameter names, such as ``"*.lm_head.*"``. min_size: elements below which a
+    parameter is left alone. level: ``"default"`` or ``"max"``. piece_bytes: dense bytes above which a weight is
+    decompressed in pieces.
+
+    Raises InvalidArgument for a parameter on the meta device (see ``load_model``).
+    """
+    return compress_selected(model, Selection(include, tuple(exclude), min_size, level, piece_bytes))
+
+
+def compress_selected(model: Model, selection: Selection) -> Model:
+    """:func:`compress_model` with its options in one object."""
+    groups = parameter_places(model)
+    for places in groups:
+        parameter = _parameter(places)
+        if parameter.is_meta and selection.takes(places[0].name, parameter):
+            raise InvalidArgument("the parameter has no value yet (meta device)", tensor=places[0].name)
+    for places in groups:
+        if not isinstance(_parameter(places), CompressedTensor) and selection.takes(
+            places[0].name, _parameter(places)
+        ):
+            put(places, selection.compress(_parameter(places)))
+    return model
+
+
+def decompress_model(model: Model) -> Model:
+    """Makes every compressed parameter of a model an ordinary one again, in place, and returns the model."""
+    for places in parameter_places(model):
+        packed = _parameter(places)
+        if isinstance(packed, CompressedTensor):
+            dense = nn.Parameter(packed.dense(), requires_grad=packed.requires_grad)
+            _carry_attributes(packed, dense)
+            dense.grad = packed.grad
+            put(places, dense)
+    return model
+
+
+def _parameter(places: Sequence[Place]) -> nn.Parameter:
+    parameter = places[0].module._parameters[places[0].local]
+    assert parameter is not None
+    return parameter

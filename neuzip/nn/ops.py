@@ -1,0 +1,180 @@
+"""The linear layer on a compressed weight: decoded in forward, again in backward, and never saved in between.
+
+The two operators are opaque to torch.compile: were decoding an operator of its own, the partitioner would save its
+dense result for backward.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from neuzip.nn.weight import decode
+
+if TYPE_CHECKING:
+    from neuzip.nn.tensor import CompressedTensor
+
+_local = threading.local()
+
+
+def scratch(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """A dense buffer of this thread. Its contents and memory belong to the next caller too.
+
+    Reused, because fresh memory costs more than decoding into it.
+    """
+    size = torch.Size(shape).numel() * dtype.itemsize
+    held: torch.Tensor | None = getattr(_local, "buffer", None)
+    if held is None or held.numel() < size:
+        _local.buffer = held = torch.empty(size, dtype=torch.uint8)
+    return held[:size].view(dtype).view(*shape)
+
+
+def release_scratch() -> None:
+    """Gives this thread's buffer back."""
+    _local.buffer = None
+
+
+def pieces(shape: Sequence[int], dtype: torch.dtype, piece_bytes: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of at most ``piece_bytes`` dense bytes (but at least one row) that cover a weight."""
+    row = torch.Size(shape[1:]).numel() * dtype.itemsize
+    rows = max(1, piece_bytes // max(1, row))
+    for start in range(0, shape[0], rows):
+        yield start, min(start + rows, shape[0])
+
+
+def dense_pieces(
+    frame: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, piece_bytes: int
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """The weight of a frame in pieces: first row, end row, and those rows, valid until the next piece."""
+    host = frame.cpu()
+    for start, stop in pieces(shape, dtype, piece_bytes):
+        piece = decode(host, scratch((stop - start, *shape[1:]), dtype), first_row=start)
+        yield start, stop, piece.to(frame.device)
+
+
+@torch.library.custom_op("neuzip::linear", mutates_args=())
+def _linear_op(
+    x: torch.Tensor,
+    frame: torch.Tensor,
+    bias: torch.Tensor | None,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    piece_bytes: int,
+) -> torch.Tensor:
+    out: torch.Tensor | None = None
+    for start, stop, piece in dense_pieces(frame, shape, dtype, piece_bytes):
+        part = F.linear(x, piece.to(x.dtype), None if bias is None else bias[start:stop])
+        if stop - start == shape[0]:
+            return part
+        if out is None:
+            out = x.new_empty((*x.shape[:-1], shape[0]))
+        out[..., start:stop] = part
+    return x.new_zeros((*x.shape[:-1], shape[0])) if out is None else out
+
+
+@_linear_op.register_fake
+def _(
+    x: torch.Tensor,
+    frame: torch.Tensor,
+    bias: torch.Tensor | None,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    piece_bytes: int,
+) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], shape[0]))
+
+
+@torch.library.custom_op("neuzip::linear_dx", mutates_args=())
+def _linear_dx_op(
+    grad: torch.Tensor, frame: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, piece_bytes: int
+) -> torch.Tensor:
+    flat = grad.reshape(-1, shape[0])
+    out: torch.Tensor | None = None
+    for start, stop, piece in dense_pieces(frame, shape, dtype, piece_bytes):
+        weight = piece.to(grad.dtype)
+        out = flat[:, start:stop].mm(weight) if out is None else out.addmm_(flat[:, start:stop], weight)
+    if out is None:
+        out = flat.new_zeros((flat.shape[0], shape[1]))
+    return out.view(*grad.shape[:-1], shape[1])
+
+
+@_linear_dx_op.register_fake
+def _(
+    grad: torch.Tensor, frame: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, piece_bytes: int
+) -> torch.Tensor:
+    return grad.new_empty((*grad.shape[:-1], shape[1]))
+
+
+_EMBEDDING_BLOCK = 1 << 18
+"""Elements of an embedding decoded for the rows among them that are asked for: a few chunks."""
+
+
+@torch.library.custom_op("neuzip::embedding", mutates_args=())
+def _embedding_op(
+    indices: torch.Tensor, frame: torch.Tensor, shape: Sequence[int], dtype: torch.dtype
+) -> torch.Tensor:
+    flat, host = indices.reshape(-1), frame.cpu()
+    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < shape[0]:
+        raise IndexError(f"an index is outside of the embedding's {shape[0]} rows")
+    out = torch.empty((flat.numel(), shape[1]), dtype=dtype, device=frame.device)
+    block = max(1, _EMBEDDING_BLOCK // max(1, shape[1]))
+    for start in (torch.unique(flat.cpu() // block) * block).tolist():
+        rows = scratch((min(block, shape[0] - start), shape[1]), dtype)
+        decode(host, rows, first_row=start)
+        here = ((flat >= start) & (flat < start + block)).nonzero().squeeze(1)
+        out[here] = rows.to(frame.device)[flat[here] - start]
+    return out.view(*indices.shape, shape[1])
+
+
+@_embedding_op.register_fake
+def _(indices: torch.Tensor, frame: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty((*indices.shape, shape[1]), dtype=dtype, device=frame.device)
+
+
+class _Linear(torch.autograd.Function):
+    """y = x Wᵀ + b with the gradients that ordinary autograd computes, by the same matrix products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: CompressedTensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        ctx.needs = needs_x, needs_weight, needs_bias
+        # A frozen weight (LoRA's base) does not need its input in backward.
+        ctx.save_for_backward(x if needs_weight else None, weight)
+        held = weight.weight
+        return torch.ops.neuzip.linear(x, held.frame, bias, held.shape, held.dtype, held.piece_bytes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs
+        held = weight.weight
+        grad_x = grad_weight = grad_bias = None
+        if needs_x:
+            grad_x = torch.ops.neuzip.linear_dx(grad, held.frame, held.shape, held.dtype, held.piece_bytes)
+        flat = grad.reshape(-1, held.shape[0])
+        if needs_weight:
+            grad_weight = flat.t().mm(x.reshape(-1, held.shape[1])).to(held.dtype)
+        if needs_bias:
+            grad_bias = flat.sum(0)
+        return grad_x, grad_weight, grad_bias
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``F.linear`` for a compressed weight (out, in), input (…, in) and bias (out,)."""
+    from neuzip.nn.tensor import CompressedTensor
+
+    whole = isinstance(weight, CompressedTensor) and weight.dim() == 2 and weight.is_whole()
+    if not whole or isinstance(x, CompressedTensor):
+        with torch._C.DisableTorchFunctionSubclass():
+            return F.linear(x, weight, bias)
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    return _Linear.apply(x, weight, bias)

@@ -1,0 +1,121 @@
+"""A compressed weight: one frame (spec §5) as a uint8 tensor, with the dtype and shape it decodes to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuzip import frame
+from neuzip.codec import Options
+from neuzip.errors import InvalidArgument
+from neuzip.torch import dtype_of, memory
+
+PIECE_BYTES = 256 << 20
+"""Dense bytes above which a weight is decoded, used and discarded in pieces of this many bytes."""
+
+
+def encode(dense: torch.Tensor, options: Options | None = None) -> torch.Tensor:
+    """The frame of a contiguous CPU tensor, uint8 (frame_size,). Raises InvalidArgument for other tensors."""
+    if dense.device.type != "cpu" or not dense.is_contiguous():
+        raise InvalidArgument(f"only contiguous CPU tensors are encoded, not one on {dense.device}")
+    encoded = frame.encode(memory(dense.detach()), dtype_of(dense.dtype), dense.shape, options)
+    # A copy, because a tensor must own memory that may be written.
+    return torch.from_numpy(np.frombuffer(encoded, np.uint8).copy())
+
+
+def decode(
+    frame_bytes: torch.Tensor, out: torch.Tensor, options: Options | None = None, first_row: int = 0
+) -> torch.Tensor:
+    """Decodes rows ``first_row`` … of a frame into ``out``, a contiguous CPU tensor of as many rows, and returns it.
+
+    frame_bytes: uint8 (frame_size,). ``out`` has the frame's dtype and, but for the first, its dimensions.
+    Raises CorruptFrame, TruncatedInput.
+    """
+    data = memory(frame_bytes)
+    header = frame.read_header(data)
+    start = first_row * out[:1].nbytes
+    stop = start + out.nbytes
+    first, last = start // header.chunk_size, -(-stop // header.chunk_size)
+    base, end = first * header.chunk_size, min(last * header.chunk_size, header.size)
+    chunks = data[int(header.offsets[first]) : int(header.offsets[last])]
+    if (start, stop) == (base, end):
+        frame.decode_chunks(header, chunks, first, last - first, memory(out), options)
+        return out
+    wider = np.empty(end - base, np.uint8)
+    frame.decode_chunks(header, chunks, first, last - first, wider, options)
+    memory(out)[:] = wider[start - base : stop - base]
+    return out
+
+
+class Weight:
+    """The compressed value that a :class:`CompressedTensor` and all its views share.
+
+    frame: uint8 (frame_size,); replaced as a whole when the value changes. shape and dtype are the dense tensor's.
+    level: of compression. piece_bytes: dense bytes above which the weight is used in pieces.
+    """
+
+    __slots__ = ("__weakref__", "dtype", "frame", "level", "piece_bytes", "shape")
+
+    def __init__(
+        self,
+        frame_bytes: torch.Tensor,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        level: str = "default",
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
+        self.frame = frame_bytes
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.level = level
+        self.piece_bytes = piece_bytes
+
+    @classmethod
+    def of(cls, dense: torch.Tensor, level: str = "default", piece_bytes: int = PIECE_BYTES) -> Weight:
+        """Compresses a dense tensor of any strides, on any device."""
+        contiguous = dense.detach().contiguous()
+        encoded = encode(contiguous.cpu(), Options(level=level))
+        return cls(encoded.to(dense.device), tuple(dense.shape), dense.dtype, level, piece_bytes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.frame.device
+
+    @property
+    def nbytes(self) -> int:
+        """Compressed bytes."""
+        return self.frame.numel()
+
+    @property
+    def dense_nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def dense(self, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The dense tensor, contiguous, on the weight's device; decoded into ``out`` if given."""
+        if out is None:
+            out = torch.empty(self.shape, dtype=self.dtype)
+        decode(self.frame.cpu(), out)
+        return out.to(self.device)
+
+    def rows(self, first: int, out: torch.Tensor) -> torch.Tensor:
+        """Rows ``first`` … ``first + len(out) − 1`` decoded into ``out``; only their chunks are touched."""
+        return decode(self.frame, out, first_row=first)
+
+    def assign(self, dense: torch.Tensor) -> None:
+        """Takes the value of a dense tensor of the same shape, converted to the weight's dtype and device."""
+        if tuple(dense.shape) != self.shape:
+            raise InvalidArgument(f"a weight of shape {self.shape} cannot take {tuple(dense.shape)}")
+        contiguous = dense.detach().to(self.dtype).contiguous()
+        self.frame = encode(contiguous.cpu(), Options(level=self.level)).to(self.device)
+
+    def with_frame(self, frame_bytes: torch.Tensor) -> Weight:
+        """A weight that differs in its frame only."""
+        return Weight(frame_bytes, self.shape, self.dtype, self.level, self.piece_bytes)
+
+    def copy(self, device: Any = None) -> Weight:
+        """An independent weight of the same bytes, on ``device`` if given."""
+        frame_bytes = self.frame.clone() if device is None else self.frame.to(device, copy=True)
+        return self.with_frame(frame_bytes)
