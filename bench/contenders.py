@@ -1,7 +1,7 @@
 """The codecs in memory: each encodes and decodes a dataset the way it likes best.
 
-neuzip goes through its public API, one tensor a call. ZipNN and zstd get all bytes of a dtype at once, which spares
-them their costs a call.
+neuzip gets all tensors in one call, as load_file and save_file have it, or each in a call of its public API.
+ZipNN and zstd get all bytes of a dtype in one call, which spares them their costs a call.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
-from data import Dataset
+from data import Dataset, dtype_row
 from rounds import LIMIT, OURS, Contender, Label
 
-from neuzip import _native
+from neuzip import _native, frame
 from neuzip.cli import peers
+from neuzip.codec import Options
 from neuzip.torch import compress, decompress, memory
 
 LEVELS = ("default", "max")
@@ -40,47 +41,72 @@ def same(state: State, others: State) -> bool:
 
 
 class Neuzip:
-    """neuzip.torch with a level, threads and instruction set."""
+    """neuzip with a level, threads and instruction set, all tensors in one call."""
+
+    each = False
 
     def __init__(
         self, data: Dataset, level: str = "default", threads: int = 1, isa: str | None = None
     ) -> None:
-        self.data, self.level, self.threads = data, level, threads
+        self.data = data
+        self.options = Options(level=level, threads=threads)
         self.isa = isa or _native.isa_current()
 
     def label(self, memory: str) -> Label:
-        return Label(f"neuzip {self.level}", self.threads, memory, self.isa, OURS)
+        options = self.options
+        return Label(f"neuzip {options.level}", options.threads or 1, memory, self.isa, self.each, OURS)
 
     def encode(self) -> list[bytes]:
-        return [compress(tensor, self.level, self.threads) for tensor in self.data.tensors]
+        return frame.encode_many(
+            [(memory(tensor), dtype_row(tensor), tuple(tensor.shape)) for tensor in self.data.tensors],
+            self.options,
+        )
+
+    def decode(self, frames: Sequence[bytes], outs: State) -> State:
+        targets = map(memory, outs)
+        frame.decode_many(list(zip(frames, targets, strict=True)), self.options)
+        return outs
 
     def encoder(self) -> Contender:
         return Contender(
             self.label("fresh"),
             run=lambda _: self.encode(),
-            check=lambda frames: same([decompress(frame) for frame in frames], self.data.tensors),
+            check=lambda frames: same([decompress(part) for part in frames], self.data.tensors),
             prepare=lambda: _native.isa_select(self.isa),
         )
 
-    def decoder(self, frames: Sequence[bytes], outs: State | None) -> Contender:
-        """Decodes into outs or, if there are none, into tensors of its own."""
-        targets: Sequence[torch.Tensor | None] = outs or [None] * len(frames)
-
-        def run(_: Any) -> State:
-            return [decompress(frame, out, self.threads) for frame, out in zip(frames, targets, strict=True)]
-
+    def decoder(self, frames: Sequence[bytes], outs: State) -> Contender:
         return Contender(
-            self.label("reused" if outs else "fresh"),
-            run=run,
+            self.label("reused"),
+            run=lambda _: self.decode(frames, outs),
             check=lambda state: same(state, self.data.tensors),
             prepare=lambda: self._scrub(outs),
         )
 
-    def _scrub(self, outs: State | None) -> None:
-        """Selects the loops; spoils a byte of each output, so that what an earlier contender left there is no pass."""
+    def _scrub(self, outs: State) -> None:
+        """Selects the loops, and spoils what an earlier contender left: it must not pass for this one's."""
         _native.isa_select(self.isa)
-        for out in outs or ():
+        for out in outs:
             memory(out)[:1] ^= 255
+
+
+class EachTensor(Neuzip):
+    """neuzip.torch.compress and decompress, a call for each tensor."""
+
+    each = True
+
+    def encode(self) -> list[bytes]:
+        options = self.options
+        return [compress(tensor, options.level, options.threads) for tensor in self.data.tensors]
+
+    def fresh_decoder(self, frames: Sequence[bytes]) -> Contender:
+        """Decodes into tensors of its own."""
+        return Contender(
+            self.label("fresh"),
+            run=lambda _: [decompress(part, threads=self.options.threads) for part in frames],
+            check=lambda state: same(state, self.data.tensors),
+            prepare=lambda: _native.isa_select(self.isa),
+        )
 
 
 class ZipNN:

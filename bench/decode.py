@@ -1,13 +1,13 @@
 """How fast do weights come back, in memory?
 
-On one thread into memory in use (`out=`), with each instruction set; into fresh memory; on two threads. Beside
-ZipNN, zstd and copying.
+On one thread into memory in use, with each instruction set; into fresh memory, through the public API; on two
+threads. Beside ZipNN, zstd and copying.
 """
 
 from __future__ import annotations
 
 import torch
-from contenders import LEVELS, THREADS, Neuzip, ZipNN, Zstd, available_isas, copiers
+from contenders import LEVELS, THREADS, EachTensor, Neuzip, ZipNN, Zstd, available_isas, copiers
 from data import Dataset
 from rounds import Measurement, Method, measure
 
@@ -26,8 +26,7 @@ def ask(data: Dataset, method: Method) -> list[Measurement]:
         zstd.decoder(zstd.encode()),
         *(Neuzip(data, isa=isa).decoder(default, outs) for isa in available_isas()),
         Neuzip(data, "max").decoder(frames["max"], outs),
-        Neuzip(data).decoder(default, None),
+        EachTensor(data).fresh_decoder(default),
         Neuzip(data, threads=THREADS).decoder(default, outs),
-        Neuzip(data, threads=THREADS).decoder(default, None),
     ]
     return measure("decode", data.name, data.size, contenders, method.rounds(data.size))

@@ -1,8 +1,11 @@
-"""How fast are weights compressed, in memory? On one thread with each instruction set, and on two threads."""
+"""How fast are weights compressed, in memory?
+
+On one thread with each instruction set, and through the public API; on two threads. Beside ZipNN and zstd.
+"""
 
 from __future__ import annotations
 
-from contenders import THREADS, Neuzip, ZipNN, Zstd, available_isas
+from contenders import THREADS, EachTensor, Neuzip, ZipNN, Zstd, available_isas
 from data import Dataset
 from rounds import Measurement, Method, measure
 
@@ -14,6 +17,7 @@ def ask(data: Dataset, method: Method) -> list[Measurement]:
         Zstd(data).encoder(),
         *(Neuzip(data, isa=isa).encoder() for isa in available_isas()),
         Neuzip(data, "max").encoder(),
+        EachTensor(data).encoder(),
         Neuzip(data, threads=THREADS).encoder(),
     ]
     return measure("encode", data.name, data.size, contenders, method.rounds(data.size))

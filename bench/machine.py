@@ -1,4 +1,4 @@
-"""What the numbers belong to: processor, memory, versions, commit. Nothing that names a person, host or path."""
+"""What the numbers belong to: processor, memory, versions, commit; nothing that names a host or a path."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WRITTEN = (":!README.md", ":!bench/results")
 
 @dataclass(frozen=True)
 class Machine:
-    """memory: bytes. isas: the best first. huge_pages: the system's setting for transparent ones, if it has any."""
+    """memory: bytes. isas: the best first. huge_pages: the system's setting for transparent ones, or None."""
 
     processor: str
     architecture: str
@@ -39,7 +39,8 @@ class Machine:
 
     def __str__(self) -> str:
         isas = ", ".join(isa for isa in self.isas if isa != "scalar") or "scalar loops"
-        return f"{self.processor}, {self.cores} cores, {isas.upper()}, {self.memory / 2**30:.0f} GiB, {self.system}"
+        memory = f"{self.memory / 2**30:.0f} GiB"
+        return f"{self.processor}, {self.cores} cores, {isas.upper()}, {memory}, {self.system}"
 
 
 def this_machine() -> Machine:

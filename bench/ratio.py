@@ -56,7 +56,7 @@ def tensor_sizes(data: Dataset) -> Iterator[tuple[str, int]]:
         raise WrongBytes(f"{data.name}: ZipNN")
     yield "ZipNN", sum(map(len, packed.values())) + data.size - sum(map(len, zipnn.groups.values()))
     yield "zstd -1", sum(map(len, Zstd(data).encode()))
-    # The order-0 entropy of each tensor's exponents (of fp16: with three mantissa bits), everything else as it is.
+    # Each tensor's exponents (of fp16: with three mantissa bits) at their order-0 entropy, the rest as it is.
     bounds = [tensor.bound_size for tensor in inspect_file(data.path).tensors]
     yield BOUND, round(sum(bound or 0 for bound in bounds))
 

@@ -46,11 +46,14 @@ class Results:
         threads: int = 1,
         memory: str | None = None,
         isa: str | None = None,
+        each: bool = False,
     ) -> Measurement | None:
-        """The first measurement that fits: of several instruction sets, the best. None leaves a choice open."""
+        """The first that fits: of several instruction sets, the best. None leaves a choice open."""
         for row in self.measurements:
             label = row.label
-            if (row.question, row.data, label.codec, label.threads) != (question, data, codec, threads):
+            if (row.question, row.data) != (question, data):
+                continue
+            if (label.codec, label.threads, label.each) != (codec, threads, each):
                 continue
             if memory in (None, label.memory) and isa in (None, label.isa):
                 return row

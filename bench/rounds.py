@@ -1,10 +1,10 @@
-"""Timing: all contenders take turns, round after round, so that what disturbs the machine disturbs all of them."""
+"""Timing: all contenders take turns, round after round; what disturbs the machine disturbs all of them."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -18,17 +18,21 @@ class WrongBytes(Exception):
 
 @dataclass(frozen=True)
 class Label:
-    """What was timed. isa: of neuzip's loops. memory: "reused", "fresh" or "files", where the output went."""
+    """What was timed.
+
+    memory: where the output went: "reused" or "fresh" memory, or "files". isa: of neuzip's loops. each: one
+    call for each tensor, where the others have one call for all.
+    """
 
     codec: str
     threads: int = 1
     memory: str = "fresh"
     isa: str | None = None
+    each: bool = False
     role: str = PEER
 
     def __str__(self) -> str:
-        parts = [self.codec, self.isa, f"{self.threads} threads" if self.threads > 1 else None]
-        return ", ".join(part for part in (*parts, self.memory) if part)
+        return f"{self.codec} ({self.isa or 'any'}, {self.threads} threads, {self.memory} memory)"
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Method:
-    """least: rounds of any measurement. small_bytes: rounds are added until a contender has seen as many bytes."""
+    """How many rounds: `least`, and for small data more, until each contender has run over small_bytes."""
 
     least: int = 5
     most: int = 15
@@ -84,14 +88,16 @@ def measure(
 ) -> list[Measurement]:
     """Runs each contender once a round, after a round that is not counted if warm.
 
+    Every other round runs backwards: nobody always finds the caches as the same neighbour left them.
     Raises WrongBytes.
     """
     times: list[list[float]] = [[] for _ in contenders]
+    turns = list(zip(contenders, times, strict=True))
     gc.collect()
     gc.disable()
     try:
         for number in range(-1 if warm else 0, rounds):
-            for contender, seconds in zip(contenders, times, strict=True):
+            for contender, seconds in turns if number % 2 else reversed(turns):
                 ready = contender.prepare()
                 start = perf_counter()
                 result = contender.run(ready)
@@ -103,10 +109,17 @@ def measure(
                 del ready, result  # unclocked, and before the next one asks for memory
     finally:
         gc.enable()
-    timed = list(zip([contender.label for contender in contenders], times, strict=True))
+    timed = [(contender.label, seconds) for contender, seconds in zip(contenders, times, strict=True)]
     return [
         Measurement(
-            question, data, label, size, rounds, median(seconds), min(seconds), compare(label, seconds, timed)
+            question,
+            data,
+            label,
+            size,
+            rounds,
+            median(seconds),
+            min(seconds),
+            compare(label, seconds, timed),
         )
         for label, seconds in timed
     ]
@@ -134,4 +147,4 @@ def against_name(label: Label) -> str:
 
 def twin(one: Label, many: Label) -> bool:
     """Whether `one` is `many` with a single thread."""
-    return one.threads == 1 and (one.codec, one.memory, one.isa) == (many.codec, many.memory, many.isa)
+    return replace(many, threads=1) == one

@@ -1,4 +1,4 @@
-"""Asks all questions of bench/, prints the table and what is met, and writes bench/results and the README's table.
+"""Asks the questions of bench/; prints the table and what is met; writes results/ and the README's table.
 
 QUESTIONs, of ratio, decode, encode and files, ask only those, and write nothing.
 """

@@ -59,11 +59,12 @@ class Tasks {
   std::atomic<uint64_t> next_{0};
 };
 
-// Runs work() on up to `threads` threads, this one included. Threads that cannot be had are done without: the tasks
-// are taken by whoever is there. `work` must not throw.
+// Runs work() on up to `threads` threads, this one included. Threads that cannot be had are done without: the
+// tasks are taken by whoever is there. `work` must not throw.
 template <typename Work>
 void run_threads(int threads, uint64_t tasks, const Work &work) {
-  const uint64_t wanted = std::min<uint64_t>({static_cast<uint64_t>(std::clamp(threads, 1, kMaxThreads)), tasks});
+  const uint64_t wanted =
+      std::min<uint64_t>({static_cast<uint64_t>(std::clamp(threads, 1, kMaxThreads)), tasks});
   std::vector<std::thread> others;
   others.reserve(wanted);
   try {
@@ -103,8 +104,8 @@ int32_t first_failure(const Job *jobs, size_t count) {
   return NZ_OK;
 }
 
-// Runs a function of the interface, which must not throw: bad_alloc and length_error, all that can come, mean that
-// memory ran out. No job is then taken for done.
+// Runs a function of the interface, which must not throw: bad_alloc and length_error, all that can come, mean
+// that memory ran out. No job is then taken for done.
 template <typename Job, typename Work>
 int32_t run_jobs(Job *jobs, size_t count, const Work &work) {
   try {
@@ -115,15 +116,16 @@ int32_t run_jobs(Job *jobs, size_t count, const Work &work) {
   return first_failure(jobs, count);
 }
 
-// Where the chunks of an encode job go: each behind its predecessor, so in order, while encoding goes on side by
-// side. `placed` counts chunks whose place is known.
+// Where the chunks of an encode job go: each behind its predecessor, so in order, while encoding goes on side
+// by side. `placed` counts chunks whose place is known.
 struct Placement {
   std::atomic<uint64_t> placed{0};
-  uint64_t end = 0;           // of the chunks placed so far; owned by whoever's turn it is
+  uint64_t end = 0;  // of the chunks placed so far; owned by whoever's turn it is
   std::atomic<bool> full{false};
 };
 
-void place_chunk(nz_encode_job *job, Placement *placement, uint64_t chunk, const uint8_t *bytes, size_t size) {
+void place_chunk(nz_encode_job *job, Placement *placement, uint64_t chunk, const uint8_t *bytes,
+                 size_t size) {
   // Chunks are handed out in order, so whoever holds the predecessor is at work and this wait is short.
   while (placement->placed.load(std::memory_order_acquire) != chunk) std::this_thread::yield();
   const uint64_t at = placement->end;
@@ -196,8 +198,12 @@ void decode_task(nz_decode_job *job, const Prepared &prepared, const std::vector
   for (int k = 0; k < count; k++) {
     const uint64_t c = first + static_cast<uint64_t>(k), from = c << job->chunk_log2;
     const size_t units = static_cast<size_t>(std::min(job->units - from, uint64_t{1} << job->chunk_log2));
-    chunks[k] = {job->src + offsets[c], static_cast<size_t>(offsets[c + 1] - offsets[c]),
-                 static_cast<size_t>(job->size - offsets[c + 1]), units, job->dst + from * width, NZ_OK};
+    chunks[k] = {job->src + offsets[c],
+                 static_cast<size_t>(offsets[c + 1] - offsets[c]),
+                 static_cast<size_t>(job->size - offsets[c + 1]),
+                 units,
+                 job->dst + from * width,
+                 NZ_OK};
   }
   for (int k = 0; k < count;) {
     const uint64_t number = job->first_chunk + first + static_cast<uint64_t>(k);

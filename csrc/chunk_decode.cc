@@ -1,5 +1,5 @@
-// Decoding of chunks: streams to planes, planes to units, a tile at a time so that planes stay in the first-level
-// cache.
+// Decoding of chunks: streams to planes, planes to units, a tile at a time so that planes stay in the
+// first-level cache.
 #include <algorithm>
 #include <cstring>
 #include <new>
@@ -12,8 +12,8 @@ namespace {
 
 constexpr size_t kTile = 2048;  // units decoded and merged at a time; a multiple of 128 (mode six)
 constexpr size_t kTileSteps = kTile / kLanes;
-// What the loops may read behind a stream's words when the stream is corrupt (kernels.h): a last tile of up to
-// twice kTile, run before its words are counted.
+// What the loops may read behind a stream's words when the stream is corrupt (kernels.h): a last tile of up
+// to twice kTile, run before its words are counted.
 constexpr size_t kReadAhead = kStepWords * (2 * kTileSteps + 2);
 
 bool open_stream(const PlaneView &plane, const uint8_t *words, DecodeStream *stream) {
@@ -57,9 +57,9 @@ class DecodeScratch {
     uint8_t words[2 * kMaxUnits + kReadAhead];  // a copy, where too little follows the words in the source
   };
   Lane lanes[kMaxInterleave];
-  DecodeStream streams[kMaxInterleave];  // of plane 0
+  DecodeStream streams[kMaxInterleave];                    // of plane 0
   uint8_t constant[kMaxWidth][kMaxInterleave][2 * kTile];  // planes of mode constant
-  uint8_t local[kMaxInterleave][kMaxWidth][kMaxUnits];  // planes of mode local, decoded whole
+  uint8_t local[kMaxInterleave][kMaxWidth][kMaxUnits];     // planes of mode local, decoded whole
   uint8_t local_words[2 * kMaxUnits + kReadAhead];
   ByteTable local_table;
 };
@@ -179,8 +179,8 @@ bool six_padding_is_zero(const Lane &lane, size_t at, size_t n) {
 }
 
 // Merges units [at, at + n) of a chunk whose plane 0 has its symbols ready.
-nz_status merge_tile(const Layout &layout, const TableCache &table, DecodeChunk *chunk, int k, size_t at, size_t n,
-                     DecodeScratch *scratch) {
+nz_status merge_tile(const Layout &layout, const TableCache &table, DecodeChunk *chunk, int k, size_t at,
+                     size_t n, DecodeScratch *scratch) {
   Lane &lane = scratch->lanes[k];
   const uint8_t *planes[kMaxWidth];
   for (int p = 0; p < layout.width; p++) {
@@ -226,14 +226,14 @@ void decode_tile(const TableCache &table, DecodeChunk *chunks, int first, int co
     else
       tail_byte(table.byte, &streams[i], tail, n % kLanes);
     uint8_t *const payload = lane.view.payload ? lane.payload : nullptr;
-    const bool good = last ? close_stream(streams[i], lane.words_end, payload)
-                           : streams[i].next <= lane.words_end;
+    const bool good =
+        last ? close_stream(streams[i], lane.words_end, payload) : streams[i].next <= lane.words_end;
     if (!good) chunks[first + i].status = NZ_CORRUPT;
   }
 }
 
-// Decodes and merges `count` opened chunks whose planes 0 share a mode, tile by tile. The last tile has at least
-// kTile units (or all), so that a payload never straddles two.
+// Decodes and merges `count` opened chunks whose planes 0 share a mode, tile by tile. The last tile has at
+// least kTile units (or all), so that a payload never straddles two.
 void decode_together(const Layout &layout, const TableCache &table, DecodeChunk *chunks, int first, int count,
                      DecodeScratch *scratch) {
   const size_t units = chunks[first].units;
@@ -243,7 +243,8 @@ void decode_together(const Layout &layout, const TableCache &table, DecodeChunk 
     if (has_stream(mode) && mode != Mode::kLocal)
       decode_tile(table, chunks, first, count, n, at + n == units, scratch);
     for (int k = first; k < first + count; k++) {
-      if (chunks[k].status == NZ_OK) chunks[k].status = merge_tile(layout, table, &chunks[k], k, at, n, scratch);
+      if (chunks[k].status == NZ_OK)
+        chunks[k].status = merge_tile(layout, table, &chunks[k], k, at, n, scratch);
       if (chunks[k].status != NZ_OK) return;
     }
     at += n;

@@ -12,10 +12,10 @@ namespace nz {
 class EncodeScratch {
  public:
   uint8_t planes[kMaxWidth][kMaxUnits];
-  uint8_t symbols[kMaxUnits];       // ranks, or symbols of the joint mode
+  uint8_t symbols[kMaxUnits];  // ranks, or symbols of the joint mode
   uint8_t six[kMaxUnits / 128 * 96];
-  uint8_t below[64];                // the loops may overwrite 64 bytes below the words (kernels.h)
-  uint8_t words[2 * kMaxUnits];     // filled from the end
+  uint8_t below[64];             // the loops may overwrite 64 bytes below the words (kernels.h)
+  uint8_t words[2 * kMaxUnits];  // filled from the end
   uint8_t patches[4 * kMaxUnits];
   ByteTable local_table;
   uint8_t chunk[kMaxWidth * (kMaxUnits + kRecordBytes + 4) + 4];
@@ -39,7 +39,8 @@ struct Encoded {
 // Writes a chunk from its start; sections arrive in file order.
 class ChunkWriter {
  public:
-  ChunkWriter(uint8_t *begin, int width) : begin_(begin), at_(begin + kRecordBytes * static_cast<size_t>(width)) {
+  ChunkWriter(uint8_t *begin, int width)
+      : begin_(begin), at_(begin + kRecordBytes * static_cast<size_t>(width)) {
     std::memset(begin, 0, static_cast<size_t>(at_ - begin));
   }
 
@@ -64,7 +65,9 @@ class ChunkWriter {
   uint8_t *begin_, *at_;
 };
 
-bool is_constant(const uint8_t *bytes, size_t n) { return n == 0 || std::memcmp(bytes, bytes + 1, n - 1) == 0; }
+bool is_constant(const uint8_t *bytes, size_t n) {
+  return n == 0 || std::memcmp(bytes, bytes + 1, n - 1) == 0;
+}
 
 // Starts the lanes at 2^16, or at 2^16 | payload (§4.5).
 void start_stream(EncodeScratch *scratch, const uint8_t *payload, EncodeStream *stream) {
@@ -133,8 +136,8 @@ uint8_t most_frequent(const ByteTable &table) {
   return static_cast<uint8_t>(std::max_element(table.frequency, table.frequency + 256) - table.frequency);
 }
 
-// Calls patch(position) for every symbol without a frequency, until it returns false. Such symbols are rare, so eight
-// are looked at together.
+// Calls patch(position) for every symbol without a frequency, until it returns false. Such symbols are rare,
+// so eight are looked at together.
 template <typename Patch>
 bool for_each_missing(const ByteTable &table, const uint8_t *symbols, size_t n, const Patch &patch) {
   uint8_t missing[256];
@@ -246,9 +249,10 @@ Mode encode_plain(int p, const uint8_t *plane, size_t n, EncodeScratch *scratch,
   return Mode::kRaw;
 }
 
-// Plane 0 with the frame's rank or byte table; false if it does not pay. Where plane 1 is raw its last bytes, which
-// the writer has just appended, move into the payload.
-bool encode_head(const TableCache &table, size_t n, bool payload, EncodeScratch *scratch, ChunkWriter *writer) {
+// Plane 0 with the frame's rank or byte table; false if it does not pay. Where plane 1 is raw its last bytes,
+// which the writer has just appended, move into the payload.
+bool encode_head(const TableCache &table, size_t n, bool payload, EncodeScratch *scratch,
+                 ChunkWriter *writer) {
   const uint8_t *plane = scratch->planes[0];
   const uint8_t *carried = payload ? scratch->planes[1] + n - kPayloadBytes : nullptr;
   Encoded encoded;

@@ -1,7 +1,7 @@
 // The loops that are written once an instruction set, and the table through which everything else calls them.
 //
-// All instruction sets must produce identical bytes; tests/test_isa.py holds them to it. What a loop may read or
-// write beyond its data is stated here and is the only such licence in the codec.
+// All instruction sets must produce identical bytes; tests/test_isa.py holds them to it. What a loop may read
+// or write beyond its data is stated here and is the only such licence in the codec.
 #ifndef NEUZIP_KERNELS_H
 #define NEUZIP_KERNELS_H
 
@@ -12,10 +12,10 @@
 
 namespace nz {
 
-constexpr int kLanes = 32;             // lanes of a stream (spec §4.1)
-constexpr uint32_t kLow = 1u << 16;    // lower bound of a state
-constexpr int kMaxInterleave = 4;      // streams a decode loop may run side by side
-constexpr size_t kStepWords = 64;      // bytes of words one step of 32 symbols reads: one word a lane
+constexpr int kLanes = 32;           // lanes of a stream (spec §4.1)
+constexpr uint32_t kLow = 1u << 16;  // lower bound of a state
+constexpr int kMaxInterleave = 4;    // streams a decode loop may run side by side
+constexpr size_t kStepWords = 64;    // bytes of words one step of 32 symbols reads: one word a lane
 
 // A stream being decoded. `next` may be unaligned.
 struct DecodeStream {
@@ -29,9 +29,9 @@ struct EncodeStream {
   uint8_t *next;
 };
 
-// Decoders run `steps` steps of 32 symbols on `count` streams (1, 2 or 4), writing 32 · steps bytes to each of
-// `symbols`. They do not check `next`: each step may advance it by 64 bytes and read 64 bytes at it, whatever the
-// stream holds, so the caller keeps kStepWords · (steps + 1) readable bytes behind it.
+// Decoders run `steps` steps of 32 symbols on `count` streams (1, 2 or 4), writing 32 · steps bytes to each
+// of `symbols`. They do not check `next`: each step may advance it by 64 bytes and read 64 bytes at it,
+// whatever the stream holds, so the caller keeps kStepWords · (steps + 1) readable bytes behind it.
 using DecodeRank = void (*)(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
                             size_t steps);
 using DecodeByte = void (*)(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
@@ -40,7 +40,8 @@ using DecodeByte = void (*)(const ByteTable &table, DecodeStream *streams, uint8
 // Encoders run `steps` steps backwards, over symbols[0 … 32 · steps). Every symbol must have a frequency.
 // encode_rank takes ranks, not plane bytes. Up to 64 bytes below the words they place may be overwritten.
 using EncodeRank = void (*)(const RankTable &table, EncodeStream *stream, const uint8_t *ranks, size_t steps);
-using EncodeByte = void (*)(const ByteTable &table, EncodeStream *stream, const uint8_t *symbols, size_t steps);
+using EncodeByte = void (*)(const ByteTable &table, EncodeStream *stream, const uint8_t *symbols,
+                            size_t steps);
 
 // Writes the rank of each of n plane bytes, kMissing for those without one; returns whether any is missing.
 using ToRanks = bool (*)(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, size_t n);
@@ -49,8 +50,9 @@ using ToRanks = bool (*)(const RankTable &table, const uint8_t *symbols, uint8_t
 using Split = void (*)(const uint8_t *units, uint8_t *const *planes, size_t n);
 using Merge = void (*)(const uint8_t *const *planes, uint8_t *units, size_t n);
 
-// The joint mode (spec §4.6) on whole blocks of 128 units: planes 0 and 1 from symbols and packed six-bit values,
-// and back. split_joint writes symbol `fill` where a head lies outside the table and returns whether any did.
+// The joint mode (spec §4.6) on whole blocks of 128 units: planes 0 and 1 from symbols and packed six-bit
+// values, and back. split_joint writes symbol `fill` where a head lies outside the table and returns whether
+// any did.
 using MergeJoint = void (*)(const uint8_t *symbols, const uint8_t *six, uint8_t base, uint8_t *plane0,
                             uint8_t *plane1, size_t blocks);
 using SplitJoint = bool (*)(const uint8_t *plane0, const uint8_t *plane1, uint8_t base, uint8_t fill,

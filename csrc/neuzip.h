@@ -1,8 +1,9 @@
 /* The whole C interface of the neuzip codec. formats/spec.md defines the bytes.
  *
- * Buffers belong to the caller, are never kept after a call returns, and need no alignment. Input is never written.
- * Functions return NZ_OK or a negative nz_status; they never throw, abort or print, and allocate no more than a few
- * MiB a thread and a few bytes a chunk and table. All functions are thread-safe except nz_isa_select. */
+ * Buffers belong to the caller, are never kept after a call returns, and need no alignment. Input is never
+ * written. Functions return NZ_OK or a negative nz_status; they never throw, abort or print, and allocate no
+ * more than a few MiB a thread and a few bytes a chunk and table. All functions are thread-safe except
+ * nz_isa_select. */
 #ifndef NEUZIP_H
 #define NEUZIP_H
 
@@ -19,7 +20,8 @@
 extern "C" {
 #endif
 
-/* Raised whenever a signature or struct below changes; neuzip/_native.py refuses a library that answers another. */
+/* Raised whenever a signature or struct below changes; neuzip/_native.py refuses a library that answers
+ * another. */
 #define NZ_ABI_VERSION 1
 
 typedef enum {
@@ -40,7 +42,8 @@ NZ_API int32_t nz_abi_version(void);
 NZ_API const char *nz_isa_name(int32_t isa);
 /* 1 if this build has the instruction set's loops and this processor runs them, else 0. */
 NZ_API int32_t nz_isa_available(int32_t isa);
-/* Forces the loops used from now on, by every thread; -1 returns to the best available. For tests and benchmarks. */
+/* Forces the loops used from now on, by every thread; -1 returns to the best available. For tests and
+ * benchmarks. */
 NZ_API int32_t nz_isa_select(int32_t isa);
 /* The nz_isa in use. */
 NZ_API int32_t nz_isa_current(void);
@@ -52,7 +55,8 @@ NZ_API uint64_t nz_checksum64(const void *data, size_t size);
 #define NZ_TABLE_CAPACITY (160 * 1024)
 
 /* Samples a tensor and writes the table blob (spec §5) its chunks of 2^chunk_log2 units will be coded with.
- * `table` has NZ_TABLE_CAPACITY bytes. Returns the blob's length, 0 if no table pays; or a negative nz_status. */
+ * `table` has NZ_TABLE_CAPACITY bytes. Returns the blob's length, 0 if no table pays; or a negative
+ * nz_status. */
 NZ_API int32_t nz_plan(int32_t layout, int32_t level, int32_t chunk_log2, const uint8_t *src, uint64_t units,
                        uint8_t *table);
 
@@ -75,8 +79,9 @@ typedef struct {
   uint32_t *index;    /* out: length and checksum32 of each chunk, 2 · chunks values */
 } nz_encode_job;
 
-/* Encodes all jobs with up to `threads` threads, splitting jobs as needed. The bytes do not depend on the number of
- * threads or on the instruction set. Returns NZ_OK, or the first failing job's status; every job has its own. */
+/* Encodes all jobs with up to `threads` threads, splitting jobs as needed. The bytes do not depend on the
+ * number of threads or on the instruction set. Returns NZ_OK, or the first failing job's status; every job
+ * has its own. */
 NZ_API int32_t nz_encode(nz_encode_job *jobs, size_t count, int32_t threads);
 
 /* A run of whole chunks of one tensor to decode. */

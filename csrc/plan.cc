@@ -10,10 +10,10 @@
 namespace nz {
 namespace {
 
-constexpr uint64_t kBlock = 64;              // units sampled in a row
-constexpr uint64_t kMinSample = 1 << 13;     // of a segment, if it has as many
-constexpr uint64_t kMaxSample = 1 << 23;     // of a segment, so that counts of all segments together fit 32 bits
-constexpr uint64_t kSegmentChunks = 4;       // chunks that are decoded side by side should share a table
+constexpr uint64_t kBlock = 64;           // units sampled in a row
+constexpr uint64_t kMinSample = 1 << 13;  // of a segment, if it has as many
+constexpr uint64_t kMaxSample = 1 << 23;  // of a segment, so that counts of all segments together fit 32 bits
+constexpr uint64_t kSegmentChunks = 4;    // chunks that are decoded side by side should share a table
 constexpr uint64_t kMaxSegments = 256;
 
 // What was sampled of a segment, a run of chunks: plane 0, and the head of the joint mode.
@@ -31,11 +31,12 @@ struct Sample {
 };
 
 void take_sample(const Layout &layout, bool heads, const uint8_t *src, uint64_t units, Sample *sample) {
-  // Plane 0 of a layout with eight exponent bits has few symbols; where it has mantissa bits too, there are many and
-  // a rare one is easily missed.
+  // Plane 0 of a layout with eight exponent bits has few symbols; where it has mantissa bits too, there are
+  // many and a rare one is easily missed.
   const uint64_t share = std::min(units / (layout.joint ? 32 : 8), kMaxSample);
   const uint64_t want = std::max(std::min(units, kMinSample), share);
-  const uint64_t blocks = (units + kBlock - 1) / kBlock, taken = std::min(blocks, (want + kBlock - 1) / kBlock);
+  const uint64_t blocks = (units + kBlock - 1) / kBlock,
+                 taken = std::min(blocks, (want + kBlock - 1) / kBlock);
   uint8_t storage[kMaxWidth][kBlock];
   uint8_t *planes[kMaxWidth];
   for (int p = 0; p < kMaxWidth; p++) planes[p] = storage[p];
@@ -76,8 +77,9 @@ std::vector<Sample> sample_segments(const Layout &layout, bool heads, int chunk_
   return samples;
 }
 
-// What a table of its own costs a segment, in bits on the sample's scale: its bytes, and for every symbol what the
-// sample flatters it by (half of log2 e each within the sample and outside of it) and may have missed.
+// What a table of its own costs a segment, in bits on the sample's scale: its bytes, and for every symbol
+// what the sample flatters it by (half of log2 e each within the sample and outside of it) and may have
+// missed.
 uint64_t table_price(TableKind kind, const Histogram &histogram, uint64_t sampled, uint64_t units) {
   uint64_t symbols = 0;
   for (uint32_t c : histogram) symbols += c != 0;
@@ -138,7 +140,8 @@ Candidate make_candidate(TableKind kind, const Layout &layout, int32_t level, co
   return c;
 }
 
-// The kind of table the whole tensor is coded with; kNone if none saves enough to make up for states and words.
+// The kind of table the whole tensor is coded with; kNone if none saves enough to make up for states and
+// words.
 TableKind choose_kind(const Layout &layout, int32_t level, const std::vector<Sample> &samples) {
   Sample all = {};
   for (const Sample &s : samples) all.add(s);

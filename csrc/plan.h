@@ -42,7 +42,8 @@ struct TableBlob {
 // False if the blob breaks a rule of the spec, other than that its chunks exist.
 bool read_blob(const Layout &layout, const uint8_t *bytes, size_t size, TableBlob *blob);
 
-// The table in use, in the form the loops want. Chunks mostly come in order, so each thread keeps the last one.
+// The table in use, in the form the loops want. Chunks mostly come in order, so each thread keeps the last
+// one.
 class TableCache {
  public:
   TableKind kind = TableKind::kNone;

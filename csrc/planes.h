@@ -1,5 +1,6 @@
-// Units to planes and back (spec §3, §4.6), written as plain loops over bytes that compilers turn into vectors.
-// Included by each instruction set's file and compiled with its flags; the results are the same everywhere.
+// Units to planes and back (spec §3, §4.6), written as plain loops over bytes that compilers turn into
+// vectors. Included by each instruction set's file and compiled with its flags; the results are the same
+// everywhere.
 #ifndef NEUZIP_PLANES_H
 #define NEUZIP_PLANES_H
 
@@ -33,8 +34,9 @@ inline uint16_t join_head(uint8_t plane0, uint8_t plane1) {
 template <bool kRotate>
 inline void cut_head(uint16_t head, uint8_t *plane0, uint8_t *plane1) {
   *plane0 = static_cast<uint8_t>(kRotate ? head >> 7 : head >> 8);
-  *plane1 = kRotate ? static_cast<uint8_t>(static_cast<uint16_t>(head << 1) | static_cast<uint16_t>(head >> 15))
-                    : static_cast<uint8_t>(head);
+  *plane1 = kRotate
+                ? static_cast<uint8_t>(static_cast<uint16_t>(head << 1) | static_cast<uint16_t>(head >> 15))
+                : static_cast<uint8_t>(head);
 }
 
 inline uint16_t join(uint8_t high, uint8_t low) { return static_cast<uint16_t>(high << 8 | low); }

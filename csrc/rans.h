@@ -1,8 +1,10 @@
 // The arithmetic of the coder (spec §4.1), one lane at a time.
 //
 // Read me first:
-// 1. A state is 32 bits in [2^16, 2^32). Words are 16 bits, so one word always brings a state back into its range.
-// 2. Frequencies sum to 2^bits. Decoding takes the low `bits` of the state as a slot; encoding puts them there.
+// 1. A state is 32 bits in [2^16, 2^32). Words are 16 bits, so one word always brings a state back into its
+// range.
+// 2. Frequencies sum to 2^bits. Decoding takes the low `bits` of the state as a slot; encoding puts them
+// there.
 // 3. The encoder runs from the last symbol to the first, so that the decoder can run forwards.
 #ifndef NEUZIP_RANS_H
 #define NEUZIP_RANS_H

@@ -1,41 +1,17 @@
 // The loops for AVX2.
 //
-// Ranks are looked up without gathers: a slot's high byte is compared with the boundaries of the main ranks (all are
-// multiples of 256, §4.2), which counts the rank; what a rank needs is then sixteen bytes in a register, one shuffle
-// away. States are kept as separate high and low halves, sixteen lanes a register, and all arithmetic is 16 bits.
+// Ranks are looked up without gathers: a slot's high byte is compared with the boundaries of the main ranks
+// (all are multiples of 256, §4.2), which counts the rank; what a rank needs is then sixteen bytes in a
+// register, one shuffle away. States are kept as separate high and low halves, sixteen lanes a register, and
+// all arithmetic is 16 bits.
 #include <immintrin.h>
 
 #include "planes.h"
 #include "rans.h"
+#include "word_shuffles.h"
 
 namespace nz {
 namespace {
-
-// For a mask of eight lanes: which bytes of the next eight words go where.
-struct WordShuffles {
-  alignas(16) uint8_t take[256][16];   // decoding: the next word of the stream into each lane that needs one, else 0
-  alignas(16) uint8_t place[256][16];  // encoding: the words of the lanes that give one, together at the end
-};
-
-constexpr WordShuffles make_word_shuffles() {
-  WordShuffles s = {};
-  for (int mask = 0; mask < 256; mask++) {
-    int taken = 0, given = 0, total = 0;
-    for (int lane = 0; lane < 8; lane++) total += mask >> lane & 1;
-    for (int i = 0; i < 16; i++) s.place[mask][i] = 0x80;
-    for (int lane = 0; lane < 8; lane++) {
-      const bool on = mask >> lane & 1;
-      for (int byte = 0; byte < 2; byte++) {
-        s.take[mask][2 * lane + byte] = static_cast<uint8_t>(on ? 2 * taken + byte : 0x80);
-        if (on) s.place[mask][2 * (8 - total + given) + byte] = static_cast<uint8_t>(2 * lane + byte);
-      }
-      if (on) taken++, given++;
-    }
-  }
-  return s;
-}
-
-constexpr WordShuffles kWords = make_word_shuffles();
 
 inline __m256i load(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
 inline void store(void *p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
@@ -48,27 +24,31 @@ struct SplitBytes {
   __m256i low, high;
   explicit SplitBytes(const uint16_t *values) {
     alignas(16) uint8_t l[16], h[16];
-    for (int i = 0; i < 16; i++) l[i] = static_cast<uint8_t>(values[i]), h[i] = static_cast<uint8_t>(values[i] >> 8);
+    for (int i = 0; i < 16; i++)
+      l[i] = static_cast<uint8_t>(values[i]), h[i] = static_cast<uint8_t>(values[i] >> 8);
     low = both(l), high = both(h);
   }
 };
 
 // Eight words, at the lanes of `mask`; moves `next` past those taken.
 inline __m128i take_words(const uint8_t **next, uint32_t mask) {
-  const __m128i words = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(*next)),
-                                         _mm_load_si128(reinterpret_cast<const __m128i *>(kWords.take[mask])));
+  const __m128i words =
+      _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(*next)),
+                       _mm_load_si128(reinterpret_cast<const __m128i *>(kWordShuffles.take[mask])));
   *next += 2 * _mm_popcnt_u32(mask);
   return words;
 }
 
 // Places the low halves of the lanes of `mask` below `next`; overwrites 16 bytes there.
 inline void place_words(uint8_t **next, __m128i words, uint32_t mask) {
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(*next - 16),
-                   _mm_shuffle_epi8(words, _mm_load_si128(reinterpret_cast<const __m128i *>(kWords.place[mask]))));
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i *>(*next - 16),
+      _mm_shuffle_epi8(words, _mm_load_si128(reinterpret_cast<const __m128i *>(kWordShuffles.place[mask]))));
   *next -= 2 * _mm_popcnt_u32(mask);
 }
 
-// --- rank decoder ---------------------------------------------------------------------------------------------
+// --- rank decoder
+// ---------------------------------------------------------------------------------------------
 
 // A rank table in registers. kBoundaries is a compile-time bound of the number of main ranks.
 template <int kBoundaries>
@@ -113,7 +93,8 @@ struct Halves {
       const __m256i a = load(state + 16 * j), b = load(state + 16 * j + 8);
       low[j] = _mm256_permute4x64_epi64(
           _mm256_packus_epi32(_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)), 0xd8);
-      high[j] = _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16)), 0xd8);
+      high[j] = _mm256_permute4x64_epi64(
+          _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16)), 0xd8);
     }
   }
   void write(uint32_t *state) const {
@@ -127,7 +108,8 @@ struct Halves {
 
 // One step of one stream: x = f · (x >> 16) + slot − start, then renormalise.
 template <int kBoundaries>
-inline void rank_step(const RankRegisters<kBoundaries> &table, Halves *x, const uint8_t **next, uint8_t *symbols) {
+inline void rank_step(const RankRegisters<kBoundaries> &table, Halves *x, const uint8_t **next,
+                      uint8_t *symbols) {
   const __m256i byte = _mm256_set1_epi16(0xff), zero = _mm256_setzero_si256();
   const __m256i l0 = x->low[0], l1 = x->low[1];
   // Packing interleaves the two registers' 128-bit halves; unpacking below undoes it.
@@ -145,10 +127,11 @@ inline void rank_step(const RankRegisters<kBoundaries> &table, Halves *x, const 
     const __m256i start = j ? _mm256_unpackhi_epi8(sl, sh) : _mm256_unpacklo_epi8(sl, sh);
     const __m256i within = _mm256_sub_epi16(x->low[j], start);
     const __m256i low = _mm256_add_epi16(_mm256_mullo_epi16(f, x->high[j]), within);
-    // The sum wrapped, so the high half gets a carry, unless it is at least an addend; the compare gives −1 there.
+    // The sum wrapped, so the high half gets a carry, unless it is at least an addend; the compare gives −1
+    // there.
     const __m256i no_carry = _mm256_cmpeq_epi16(_mm256_max_epu16(low, within), low);
-    const __m256i high = _mm256_add_epi16(
-        _mm256_add_epi16(_mm256_mulhi_epu16(f, x->high[j]), _mm256_set1_epi16(1)), no_carry);
+    const __m256i high =
+        _mm256_add_epi16(_mm256_add_epi16(_mm256_mulhi_epu16(f, x->high[j]), _mm256_set1_epi16(1)), no_carry);
     const __m256i needs = _mm256_cmpeq_epi16(high, zero);
     const uint32_t mask = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_packs_epi16(needs, zero)));
     const __m128i w0 = take_words(next, mask & 0xff);
@@ -160,7 +143,8 @@ inline void rank_step(const RankRegisters<kBoundaries> &table, Halves *x, const 
 }
 
 template <int kStreams, int kBoundaries>
-void decode_rank_streams(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, size_t steps) {
+void decode_rank_streams(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols,
+                         size_t steps) {
   const RankRegisters<kBoundaries> registers(table);
   if constexpr (kStreams == 1) {
     Halves x(streams->state);
@@ -181,7 +165,8 @@ void decode_rank_streams(const RankTable &table, DecodeStream *streams, uint8_t 
 }
 
 template <int kStreams>
-void decode_rank_bounded(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, size_t steps) {
+void decode_rank_bounded(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols,
+                         size_t steps) {
   if (table.main_ranks <= 8)
     decode_rank_streams<kStreams, 8>(table, streams, symbols, steps);
   else if (table.main_ranks <= 10)
@@ -190,13 +175,15 @@ void decode_rank_bounded(const RankTable &table, DecodeStream *streams, uint8_t 
     decode_rank_streams<kStreams, 15>(table, streams, symbols, steps);
 }
 
-void decode_rank(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, int count, size_t steps) {
+void decode_rank(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
+                 size_t steps) {
   int k = 0;
   for (; k + 2 <= count; k += 2) decode_rank_bounded<2>(table, streams + k, symbols + k, steps);
   if (k < count) decode_rank_bounded<1>(table, streams + k, symbols + k, steps);
 }
 
-// --- byte decoder ---------------------------------------------------------------------------------------------
+// --- byte decoder
+// ---------------------------------------------------------------------------------------------
 
 // A stream's 32 states as four registers of eight.
 struct States {
@@ -209,8 +196,8 @@ struct States {
   }
 };
 
-inline void byte_step(const ByteTable &table, __m256i slot_mask, __m128i bits, States *states, const uint8_t **next,
-                      uint8_t *symbols) {
+inline void byte_step(const ByteTable &table, __m256i slot_mask, __m128i bits, States *states,
+                      const uint8_t **next, uint8_t *symbols) {
   const __m256i twelve = _mm256_set1_epi32(0xfff), zero = _mm256_setzero_si256();
   __m256i entry[4];
 #pragma GCC unroll 4
@@ -234,7 +221,8 @@ inline void byte_step(const ByteTable &table, __m256i slot_mask, __m128i bits, S
 }
 
 template <int kStreams>
-void decode_byte_streams(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, size_t steps) {
+void decode_byte_streams(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols,
+                         size_t steps) {
   const __m256i slot_mask = _mm256_set1_epi32((1 << table.bits) - 1);
   const __m128i bits = _mm_cvtsi32_si128(table.bits);
   if constexpr (kStreams == 1) {
@@ -255,17 +243,19 @@ void decode_byte_streams(const ByteTable &table, DecodeStream *streams, uint8_t 
   }
 }
 
-void decode_byte(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, int count, size_t steps) {
+void decode_byte(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
+                 size_t steps) {
   int k = 0;
   for (; k + 2 <= count; k += 2) decode_byte_streams<2>(table, streams + k, symbols + k, steps);
   if (k < count) decode_byte_streams<1>(table, streams + k, symbols + k, steps);
 }
 
-// --- encoders -------------------------------------------------------------------------------------------------
+// --- encoders
+// -------------------------------------------------------------------------------------------------
 
 // y div f for y < 2^16 · f, and the remainder. The quotient is below 2^20 and comes from floats: y and the
-// reciprocal's product carry a relative error below 2^-22, the factor lowers it by 2^-21, so that the truncated
-// quotient is exact or one too small (2^20 · (2^-21 + 2^-22) < 1), which the remainder tells.
+// reciprocal's product carry a relative error below 2^-22, the factor lowers it by 2^-21, so that the
+// truncated quotient is exact or one too small (2^20 · (2^-21 + 2^-22) < 1), which the remainder tells.
 struct Quotient {
   __m256i q, remainder;
 };
@@ -287,13 +277,14 @@ inline __m256i renormalise_down(__m256i x, __m256i keeps, uint8_t **next) {
   return _mm256_blendv_epi8(_mm256_srli_epi32(x, 16), x, keeps);
 }
 
-// Eight lanes: x = (x div f) << 16 | start + x mod f. Frequencies are multiples of 16 (§4.2), which leaves the
-// state's low four bits alone and 28 bits to divide.
+// Eight lanes: x = (x div f) << 16 | start + x mod f. Frequencies are multiples of 16 (§4.2), which leaves
+// the state's low four bits alone and 28 bits to divide.
 inline __m256i put_ranks(__m256i x, __m256i f, __m256i start, uint8_t **next) {
   x = renormalise_down(x, _mm256_cmpgt_epi32(f, _mm256_srli_epi32(x, 16)), next);
   const __m256i y = _mm256_srli_epi32(x, 4), f16 = _mm256_srli_epi32(f, 4);
   const Quotient d = divide(y, _mm256_cvtepi32_ps(y), f16);
-  const __m256i within = _mm256_or_si256(_mm256_slli_epi32(d.remainder, 4), _mm256_and_si256(x, _mm256_set1_epi32(15)));
+  const __m256i within =
+      _mm256_or_si256(_mm256_slli_epi32(d.remainder, 4), _mm256_and_si256(x, _mm256_set1_epi32(15)));
   return _mm256_add_epi32(_mm256_slli_epi32(d.q, 16), _mm256_add_epi32(within, start));
 }
 
@@ -304,7 +295,8 @@ void encode_rank(const RankTable &table, EncodeStream *stream, const uint8_t *ra
   for (size_t s = steps; s-- > 0;) {
     // Lanes 0–7, 16–23 | 8–15, 24–31, so that unpacking bytes to words yields 0–15 and 16–31.
     const __m256i rank = _mm256_permute4x64_epi64(load(ranks + kLanes * s), 0xd8);
-    const __m256i fl = _mm256_shuffle_epi8(frequency.low, rank), fh = _mm256_shuffle_epi8(frequency.high, rank);
+    const __m256i fl = _mm256_shuffle_epi8(frequency.low, rank),
+                  fh = _mm256_shuffle_epi8(frequency.high, rank);
     const __m256i sl = _mm256_shuffle_epi8(start.low, rank), sh = _mm256_shuffle_epi8(start.high, rank);
     const __m256i f[2] = {_mm256_unpacklo_epi8(fl, fh), _mm256_unpackhi_epi8(fl, fh)};
     const __m256i c[2] = {_mm256_unpacklo_epi8(sl, sh), _mm256_unpackhi_epi8(sl, sh)};
@@ -340,22 +332,26 @@ void encode_byte(const ByteTable &table, EncodeStream *stream, const uint8_t *sy
       const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(symbols + kLanes * s + 8 * j));
       const __m256i fs = _mm256_i32gather_epi32(reinterpret_cast<const int *>(table.frequency_start),
                                                 _mm256_cvtepu8_epi32(eight), 4);
-      states.x[j] = put_bytes(states.x[j], _mm256_and_si256(fs, half), _mm256_srli_epi32(fs, 16), bits, rest, &next);
+      states.x[j] =
+          put_bytes(states.x[j], _mm256_and_si256(fs, half), _mm256_srli_epi32(fs, 16), bits, rest, &next);
     }
   }
   states.write(stream->state);
   stream->next = next;
 }
 
-// --- ranks ----------------------------------------------------------------------------------------------------
+// --- ranks
+// ----------------------------------------------------------------------------------------------------
 
-// The exponents of a tensor lie close together: those within 32 of the largest ranked one are looked up with two
-// shuffles, zero (whose exponent is far from all others) with a compare, and any other table byte by byte.
+// The exponents of a tensor lie close together: those within 32 of the largest ranked one are looked up with
+// two shuffles, zero (whose exponent is far from all others) with a compare, and any other table byte by
+// byte.
 bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, size_t n) {
   int top = 0;
   for (int r = 0; r < table.ranks; r++) top = table.symbol[r] > top ? table.symbol[r] : top;
   for (int r = 0; r < table.ranks; r++)
-    if (table.symbol[r] != 0 && top - table.symbol[r] >= 32) return kScalarKernels.to_ranks(table, symbols, ranks, n);
+    if (table.symbol[r] != 0 && top - table.symbol[r] >= 32)
+      return kScalarKernels.to_ranks(table, symbols, ranks, n);
   alignas(16) uint8_t window[2][16];  // window[below >> 4][below & 15], below = top − symbol
   for (int i = 0; i < 32; i++) window[i / 16][i % 16] = i <= top ? table.rank_of[top - i] : kMissing;
   const __m256i near = both(window[0]), far = both(window[1]), low4 = _mm256_set1_epi8(15);
@@ -380,7 +376,7 @@ bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, si
 
 }  // namespace
 
-constexpr Kernels kAvx2Kernels =
-    with_planes({"avx2", 2, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+constexpr Kernels kAvx2Kernels = with_planes(
+    {"avx2", 2, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
 
 }  // namespace nz

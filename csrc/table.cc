@@ -11,14 +11,16 @@ namespace {
 
 constexpr uint32_t kMainUnits = 255;  // of 256 slots, shared by the main ranks (§4.2)
 constexpr uint32_t kFineUnits = 16;   // of 16 slots, shared by the fine ranks
-constexpr uint32_t kBucketUnits = 4;  // main units in a 1024-slot bucket: a main rank this wide is alone in it
-constexpr uint64_t kPatchBits = 26;   // a patch is 24 bits; the symbol coded in its place costs about two more
+constexpr uint32_t kBucketUnits =
+    4;                               // main units in a 1024-slot bucket: a main rank this wide is alone in it
+constexpr uint64_t kPatchBits = 26;  // a patch is 24 bits; the symbol coded in its place costs about two more
 
-// What one frequency unit more (or, with f − 1, less) is worth to a symbol: d(w · log2 f) ~ w / (f + ½), scaled.
+// What one frequency unit more (or, with f − 1, less) is worth to a symbol: d(w · log2 f) ~ w / (f + ½),
+// scaled.
 uint64_t worth(uint64_t weight, uint32_t frequency) { return (weight << 21) / (2 * frequency + 1); }
 
-// Scales counts to shares that sum to `total`, each in [least, most], as close to proportional as the sum allows.
-// False if that cannot be.
+// Scales counts to shares that sum to `total`, each in [least, most], as close to proportional as the sum
+// allows. False if that cannot be.
 template <typename Share>
 bool share_out(const uint32_t *count, size_t n, uint32_t total, uint32_t least, uint32_t most, Share *share) {
   uint64_t sum = 0;
@@ -38,7 +40,8 @@ bool share_out(const uint32_t *count, size_t n, uint32_t total, uint32_t least, 
       const uint64_t w = left > 0 ? worth(count[i], share[i]) : worth(count[i], share[i] - 1);
       if (best == n || (left > 0 ? w > best_worth : w < best_worth)) best = i, best_worth = w;
     }
-    // Large remainders come from many shares raised to `least`; taking them from the best share in steps is as good.
+    // Large remainders come from many shares raised to `least`; taking them from the best share in steps is
+    // as good.
     const int64_t room = left > 0 ? int64_t{most} - share[best] : int64_t{share[best]} - least;
     const int64_t stride = std::min({std::abs(left), room, std::max<int64_t>(1, share[best] / 32)});
     share[best] = static_cast<Share>(share[best] + (left > 0 ? stride : -stride));
@@ -48,7 +51,7 @@ bool share_out(const uint32_t *count, size_t n, uint32_t total, uint32_t least, 
 }
 
 struct Ranked {
-  size_t n;                  // ranks
+  size_t n;  // ranks
   uint8_t symbol[kMaxRanks];
   uint32_t count[kMaxRanks];  // descending
   uint64_t left_out;          // total count of symbols without a rank
@@ -73,8 +76,8 @@ Ranked rank_symbols(const Histogram &histogram) {
   return ranked;
 }
 
-// Weights for `main` main ranks, the last `narrow` of which are at most 3 units together and so all lie in the last
-// bucket, where the bucket rule of §4.2 does not bind; the wider ones have at least kBucketUnits.
+// Weights for `main` main ranks, the last `narrow` of which are at most 3 units together and so all lie in
+// the last bucket, where the bucket rule of §4.2 does not bind; the wider ones have at least kBucketUnits.
 bool weigh(const Ranked &ranked, size_t main, size_t narrow, uint8_t *weight) {
   const size_t wide = main - narrow;
   uint64_t all = 0, thin = 0;

@@ -1,5 +1,5 @@
-// Frequency tables: from a histogram, to and from their bytes (spec §4.2, §4.3), and in the forms the loops look
-// symbols up in.
+// Frequency tables: from a histogram, to and from their bytes (spec §4.2, §4.3), and in the forms the loops
+// look symbols up in.
 #ifndef NEUZIP_TABLE_H
 #define NEUZIP_TABLE_H
 
@@ -17,7 +17,8 @@ constexpr size_t kMaxByteTableBytes = kByteTableHeader + 2 * 256;
 
 using Histogram = uint32_t[256];
 
-// Spec §4.2. Slots are 16 bits. A slot below 65280 belongs to main[slot >> 8], any other to fine[slot >> 4 & 15].
+// Spec §4.2. Slots are 16 bits. A slot below 65280 belongs to main[slot >> 8], any other to fine[slot >> 4 &
+// 15].
 struct RankTable {
   int ranks;
   int main_ranks;
@@ -32,8 +33,8 @@ struct RankTable {
 // Spec §4.3. slots[slot] = symbol << 24 | frequency << 12 | slot − start: one lookup a symbol.
 struct ByteTable {
   int bits;
-  uint16_t frequency[256];           // 0 where a symbol has none
-  uint32_t frequency_start[256];     // frequency | start << 16, for one gather
+  uint16_t frequency[256];        // 0 where a symbol has none
+  uint32_t frequency_start[256];  // frequency | start << 16, for one gather
   uint32_t slots[1 << kMaxByteBits];
 };
 
@@ -49,7 +50,8 @@ bool read_byte_table(const uint8_t *bytes, size_t size, ByteTable *table, size_t
 size_t plan_rank_table(const Histogram &histogram, uint8_t *bytes, uint64_t *cost);
 size_t plan_byte_table(const Histogram &histogram, int bits, uint8_t *bytes, uint64_t *cost);
 
-// log2(value) · 2^16, rounded down, for 1 ≤ value ≤ 65536. Integers, so that every machine makes the same tables.
+// log2(value) · 2^16, rounded down, for 1 ≤ value ≤ 65536. Integers, so that every machine makes the same
+// tables.
 uint32_t log2_q16(uint32_t value);
 
 }  // namespace nz

@@ -1,16 +1,42 @@
 """The bad containers: each breaks one rule of spec.md §7. `mint.py` writes them."""
 
 import random
+import struct
 
 from bad_headers import Bad, change
-from encoder import container, planes_frame, safetensors
+from encoder import Tensors, container, planes_frame, safetensors
 from good_vectors import small_checkpoint
 
 
-def bad_containers() -> Bad:
-    """The bad containers by file name."""
+def without_weight() -> tuple[Tensors, dict[str, bytes]]:
+    """The small checkpoint without its largest tensor, and frames."""
     tensors, frames = small_checkpoint(random.Random(7))
     del tensors["weight"], frames["weight"]
+    return tensors, frames
+
+
+def metadata() -> Bad:
+    """The metadata of containers."""
+    tensors, frames = without_weight()
+    original = safetensors(tensors, {"format": "pt"})
+
+    def changed(**changes: str) -> bytes:
+        return container(original, tensors, frames, **changes)
+
+    longer = str(len(original) + 1)
+    return {
+        "version_2": (changed(neuzip_version="2"), "unsupported", "§9: a later version"),
+        "no_base64": (changed(neuzip_header="#"), "corrupt", "§7: no base64"),
+        "no_zstd": (changed(neuzip_header="AAAA"), "corrupt", "§7: no zstd frame"),
+        "size": (changed(neuzip_size=longer), "corrupt", "§7: the original header does not cover the data"),
+        "size_text": (changed(neuzip_size="0x10"), "corrupt", "§7: not a decimal"),
+        "sha256": (changed(neuzip_sha256="0" * 64), "corrupt", "§7: another sha256"),
+    }
+
+
+def structure() -> Bad:
+    """Headers and data of containers."""
+    tensors, frames = without_weight()
     original = safetensors(tensors, {"format": "pt"})
     whole = container(original, tensors, frames)
     length = 8 + int.from_bytes(whole[:8], "little")
@@ -18,9 +44,9 @@ def bad_containers() -> Bad:
     fewer = {name: row for name, row in tensors.items() if name != "mask"}
     halved = frames | {"scale": planes_frame("F32", [32], bytes(128), "raw raw raw raw").encode()}
     retyped = frames | {"scale": planes_frame("C64", [32], tensors["scale"][2], "raw raw raw raw").encode()}
-    broken = frames | {"scale": change(frames["scale"], 100, frames["scale"][100] ^ 1)}
+    broken = frames | {"scale": change(frames["scale"], 200, frames["scale"][200] ^ 1)}
     gap = whole.replace(b'"dtype":"U8","shape":[5]', b'"dtype":"U8","shape":[4]')
-    bad = {
+    return {
         "empty": (b"", "truncated", "§7: no bytes"),
         "cut_header": (whole[: length - 1], "truncated", "§7: the bytes end in the header"),
         "cut_data": (whole[:-1], "truncated", "§7: the bytes end in the data"),
@@ -28,36 +54,72 @@ def bad_containers() -> Bad:
         "header_length": (b"\xff" * 8 + whole[8:], "corrupt", "§7: a header of more than 100 MB"),
         "header_text": (change(whole, 8, 0x5B), "corrupt", "§7: the header is not JSON"),
         "shape": (gap, "corrupt", "§7: shape and offsets disagree"),
-        "version_2": (
-            container(original, tensors, frames, neuzip_version="2"),
-            "unsupported",
-            "§9: a later version",
-        ),
-        "no_base64": (container(original, tensors, frames, neuzip_header="#"), "corrupt", "§7: no base64"),
-        "no_zstd": (
-            container(original, tensors, frames, neuzip_header="AAAA"),
-            "corrupt",
-            "§7: no zstd frame",
-        ),
-        "size": (
-            container(original, tensors, frames, neuzip_size=str(len(original) + 1)),
-            "corrupt",
-            "§7: the original header does not cover the data",
-        ),
-        "size_text": (
-            container(original, tensors, frames, neuzip_size="0x10"),
-            "corrupt",
-            "§7: not a decimal",
-        ),
-        "sha256": (
-            container(original, tensors, frames, neuzip_sha256="0" * 64),
-            "corrupt",
-            "§7: another sha256",
-        ),
         "name_renamed": (container(original, renamed, frames), "corrupt", "§7: the headers list other names"),
         "name_missing": (container(original, fewer, frames), "corrupt", "§7: the headers list other names"),
         "frame_shape": (container(original, tensors, halved), "corrupt", "§7: a frame of another shape"),
         "frame_dtype": (container(original, tensors, retyped), "corrupt", "§7: a frame of another dtype"),
         "frame_corrupt": (container(original, tensors, broken), "corrupt", "§7: a frame that is corrupt"),
     }
-    return {f"container_{name}.nz.safetensors": row for name, row in bad.items()}
+
+
+def retext(whole: bytes, old: str, new: str) -> bytes:
+    """The file with a part of its safetensors header replaced."""
+    length = 8 + int.from_bytes(whole[:8], "little")
+    text = whole[8:length].decode()
+    assert text.count(old) == 1
+    header = text.replace(old, new).encode()
+    return struct.pack("<Q", len(header)) + header + whole[length:]
+
+
+def headers() -> Bad:
+    """Safetensors headers that the container's reader must not believe."""
+    tensors, frames = without_weight()
+    whole = container(safetensors(tensors, {"format": "pt"}), tensors, frames)
+    size, start = len(frames["scale"]), len(whole) - 6  # mask and flag come last
+    end = start - 8 - int.from_bytes(whole[:8], "little")
+    mask, flag = f'"data_offsets":[{end},{end + 5}]', f'"data_offsets":[{end + 5},{end + 6}]'
+    scale, none = f'"shape":[{size}]', f'"none":{{"dtype":"U8","shape":[{len(frames["none"])}]'
+    return {
+        "header_list": (struct.pack("<Q", 8) + b"[]      ", "corrupt", "§7: the header is not an object"),
+        "header_metadata": (
+            retext(whole, '"format":"pt"', '"format":1'),
+            "corrupt",
+            "§7: metadata is not strings",
+        ),
+        "header_name_twice": (retext(whole, '"flag"', '"mask"'), "corrupt", "§7: a name appears twice"),
+        "header_no_dtype": (retext(whole, none, none.replace("dtype", "type")), "corrupt", "§7: no dtype"),
+        "header_negative": (retext(whole, '"shape":[5]', '"shape":[-5]'), "corrupt", "§7: a negative shape"),
+        "header_fraction": (
+            retext(whole, '"shape":[5]', '"shape":[5.0]'),
+            "corrupt",
+            "§7: a fraction in a shape",
+        ),
+        "header_overlap": (
+            retext(whole, flag, f'"data_offsets":[{end + 4},{end + 5}]')[:-1],
+            "corrupt",
+            "§7: two tensors overlap",
+        ),
+        "header_gap": (
+            retext(whole, flag, f'"data_offsets":[{end + 6},{end + 7}]') + b"\0",
+            "corrupt",
+            "§7: a gap between two tensors",
+        ),
+        "header_swapped": (
+            retext(whole, mask, f'"data_offsets":[{end + 5},{end}]'),
+            "corrupt",
+            "§7: an end before its start",
+        ),
+        "frame_shape_2d": (
+            retext(whole, scale, f'"shape":[1,{size}]'),
+            "corrupt",
+            "§7: a frame that is not one row",
+        ),
+    }
+
+
+def bad_containers() -> Bad:
+    """The bad containers by file name."""
+    return {
+        f"container_{name}.nz.safetensors": row
+        for name, row in (metadata() | structure() | headers()).items()
+    }

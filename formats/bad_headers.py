@@ -77,7 +77,11 @@ def fixed_headers() -> dict[str, tuple[Frame, str, str]]:
         "dtype_0": (replace(RANK, dtype=0), unsupported, "§2: dtype 0 is none"),
         "dtype_255": (replace(RANK, dtype=255), unsupported, "§2: an unknown dtype"),
         "coding_3": (replace(RANK, coding=3), unsupported, "§5: an unknown coding"),
-        "planes_of_opaque": (replace(RANK, dtype=4), corrupt, "§2: I16 is not cut into planes"),
+        "planes_of_opaque": (
+            planes_frame("I16", [50], DATA[:100], "raw"),
+            corrupt,
+            "§2: I16 is not cut into planes",
+        ),
         "planes_chunk_log2_9": (replace(RANK, chunk_log2=9), corrupt, "§5: chunk_log2 below 10"),
         "planes_chunk_log2_17": (replace(RANK, chunk_log2=17), corrupt, "§5: chunk_log2 above 16 for planes"),
         "stored_chunk_log2_9": (replace(STORED, chunk_log2=9), corrupt, "§5: chunk_log2 below 10"),
@@ -133,18 +137,13 @@ def blobs() -> dict[str, tuple[Frame, str]]:
         "tables_kind_4": (with_tables(4, entry(rank)), "§5: table kind 4"),
         "tables_padding": (with_tables(1, entry(rank), padding=1), "§1: padding in the table blob is not 0"),
         "tables_count_0": (with_tables(1), "§5: a blob without entries"),
-        "tables_count_0_of_1": (
-            with_tables(1, entry(rank), count=0),
-            "§5: count is not the number of entries",
-        ),
-        "tables_count_2_of_1": (
-            with_tables(1, entry(rank), count=2),
-            "§5: count is not the number of entries",
-        ),
-        "tables_count_65535_of_1": (
-            with_tables(1, entry(rank), count=65535),
-            "§5: count is not the number of entries",
-        ),
+        **{
+            f"tables_count_{count}_of_1": (
+                with_tables(1, entry(rank), count=count),
+                "§5: count is not the number of entries",
+            )
+            for count in (0, 2, 65535)
+        },
         "tables_first_chunk_1": (with_tables(1, entry(rank, 0, 1)), "§5: no table for chunk 0"),
         "tables_first_chunk_twice": (with_tables(1, entry(rank), entry(rank)), "§5: two tables of chunk 0"),
         "tables_first_chunk_order": (

@@ -115,7 +115,7 @@ def bf16_byte() -> Vectors:
         (1, fit(exponents, 14)),
         (2, fit(b"\1\2", 12)),
     ]  # lengths that need padding
-    three = tensor("BF16", rng, rng.choices((1, 2, 3), k=1024) + list(draw(rng, RANKS, 1024)) + [1, 2] * 50)
+    three = tensor("BF16", rng, bytes(rng.choices((1, 2, 3), k=1024)) + draw(rng, RANKS, 1024) + b"\1\2" * 50)
     skewed = bytes(1000) + b"\x7f" + bytes(23)
     return vectors | {
         "byte_three_tables": bf16_frame(three, "byte raw", tables),
@@ -170,72 +170,67 @@ def specials(name: str) -> bytes:
     return b"".join(value.to_bytes(bits // 8, "little") for value in values)
 
 
-def floats() -> Vectors:
-    """The other float layouts, and what floats have that integers have not."""
-    rng = random.Random(4)
-    vectors: Vectors = {}
+def frame_of(
+    name: str, data: bytes, modes: str, tables: Table | Tables | None = None, level: int = 0
+) -> Pair:
+    """A frame of a vector of this dtype, and its bytes."""
+    shape = [8 * len(data) // types()[name].bits]
+    return replace(planes_frame(name, shape, data, modes, tables), level=level).encode(), data
 
-    def add(
-        label: str, name: str, data: bytes, modes: str, table: Table | Tables | None = None, level: int = 0
-    ) -> None:
-        shape = [8 * len(data) // types()[name].bits]
-        frame = planes_frame(name, shape, data, modes, table)
-        vectors[label] = replace(frame, level=level).encode(), data
+
+def wide() -> Vectors:
+    """The other layouts of more than one byte a unit, and what floats have that integers have not."""
+    rng = random.Random(4)
 
     def data_of(name: str, count: int, *rest: bytes) -> bytes:
         return tensor(name, rng, draw(rng, RANKS, count), *rest)
 
+    vectors = {}
     for name in "F16", "BF16", "F32", "F64":
         low = " raw" * (types()[name].width - 1)
-        add(f"specials_{name.lower()}", name, specials(name), "local:12:2" + low)
-        add(f"specials_{name.lower()}_rank", name, specials(name) * 5, "rank" + low, RANKS)
-    add(
-        "specials_bf16_joint",
-        "BF16",
-        specials("BF16") * 5,
-        "joint six",
-        heads_table(specials("BF16"), 12, 192),
-    )
-    add("fp16_rank", "F16", data_of("F16", 1300), "rank raw", RANKS)
-    add("fp16_byte", "F16", data_of("F16", 1100), "byte local:13", fit(EXPONENTS, 13))
-    add("fp32_rank", "F32", data_of("F32", 300), "rank raw raw raw", RANKS)
-    zeros = bytes(300)
-    add(
-        "fp32_of_bf16",
-        "F32",
-        data_of("F32", 300, rng.randbytes(300), zeros, zeros),
-        "rank raw constant constant",
-        RANKS,
-    )
-    add("fp32_local", "F32", data_of("F32", 333), "local:12 local:13 local:14 local:12:3")
-    heads = heads_table(tensor("BF16", rng, draw(rng, RANKS, 300)), 13, 105)
-    add("fp32_joint", "F32", data_of("F32", 300), "joint six raw local:12", heads, level=1)
-    add("fp64_rank", "F64", data_of("F64", 300), "rank raw raw raw raw raw raw raw", RANKS)
-    add(
-        "fp64_mixed",
-        "F64",
-        data_of("F64", 200),
-        "byte raw local:13 local:12 raw local:14 raw raw",
-        fit(EXPONENTS, 14),
-    )
-    add("c64_rank", "C64", data_of("C64", 300), "rank raw raw raw", RANKS)
-    add("c128_byte", "C128", data_of("C128", 130), "byte raw raw raw raw raw raw raw", fit(EXPONENTS, 12))
+        vectors[f"specials_{name.lower()}"] = frame_of(name, specials(name), "local:12:2" + low)
+        vectors[f"specials_{name.lower()}_rank"] = frame_of(name, specials(name) * 5, "rank" + low, RANKS)
+    special_heads = heads_table(specials("BF16"), 12, 192)
+    vectors["specials_bf16_joint"] = frame_of("BF16", specials("BF16") * 5, "joint six", special_heads)
+    heads = heads_table(data_of("BF16", 300), 13, 105)
+    of_bf16 = data_of("F32", 300, rng.randbytes(300), bytes(300), bytes(300))
+    mixed = "byte raw local:13 local:12 raw local:14 raw raw"
+    return vectors | {
+        "fp16_rank": frame_of("F16", data_of("F16", 1300), "rank raw", RANKS),
+        "fp16_byte": frame_of("F16", data_of("F16", 1100), "byte local:13", fit(EXPONENTS, 13)),
+        "fp32_rank": frame_of("F32", data_of("F32", 300), "rank raw raw raw", RANKS),
+        "fp32_of_bf16": frame_of("F32", of_bf16, "rank raw constant constant", RANKS),
+        "fp32_local": frame_of("F32", data_of("F32", 333), "local:12 local:13 local:14 local:12:3"),
+        "fp32_joint": frame_of("F32", data_of("F32", 300), "joint six raw local:12", heads, 1),
+        "fp64_rank": frame_of("F64", data_of("F64", 300), "rank" + 7 * " raw", RANKS),
+        "fp64_mixed": frame_of("F64", data_of("F64", 200), mixed, fit(EXPONENTS, 14)),
+        "c64_rank": frame_of("C64", data_of("C64", 300), "rank raw raw raw", RANKS),
+        "c128_byte": frame_of("C128", data_of("C128", 130), "byte" + 7 * " raw", fit(EXPONENTS, 12)),
+    }
+
+
+def narrow() -> Vectors:
+    """Dtypes of one byte a unit."""
+    rng = random.Random(7)
+    vectors = {}
     for name in "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0", "F4", "U8", "I8":
-        add(f"{name.lower()}_rank", name, data_of(name, 300), "rank", RANKS)
-        add(f"{name.lower()}_byte", name, rng.randbytes(60) + data_of(name, 301), "byte", fit(EXPONENTS, 12))
-    add("f8_e4m3_raw", "F8_E4M3", rng.randbytes(1050), "raw")
-    add("f8_e4m3_all_bytes", "F8_E4M3", bytes(range(256)), "local:14")
-    add("f4_constant", "F4", bytes([0x21]) * 3000, "constant")
-    data = b"".join(draw(rng, table, 1024) for table in (RANKS, ODD_RANKS, ODD_RANKS, MANY_MAIN))
+        exponents = draw(rng, RANKS, 300)
+        vectors[f"{name.lower()}_rank"] = frame_of(name, exponents, "rank", RANKS)
+        patched = rng.randbytes(60) + exponents + b"\1"
+        vectors[f"{name.lower()}_byte"] = frame_of(name, patched, "byte", fit(EXPONENTS, 12))
+    four = b"".join(draw(rng, table, 1024) for table in (RANKS, ODD_RANKS, ODD_RANKS, MANY_MAIN))
     tables = [(0, RANKS), (1, ODD_RANKS), (3, MANY_MAIN), (9, TWO_RANKS)]  # the last is never used
-    add("f8_e5m2_four_tables", "F8_E5M2", data, "rank", tables)
-    full = bytearray(
-        draw(rng, fit(bytes(100) + b"\1\2\3\4\5\6\7", 12), 65536)
-    )  # positions up to 65535 (§4.4)
+    # A chunk of 2^16 units, with patches at its middle and its end: position 65535 (§4.4)
+    full = bytearray(draw(rng, fit(bytes(100) + b"\1\2\3\4\5\6\7", 12), 65536))
     full[-1] = full[32768] = 255
     frame = planes_frame("U8", [256, 256], bytes(full), "byte", fit(full[:65535:5], 13), 16)
-    vectors["u8_full_chunk"] = frame.encode(), bytes(full)
-    return vectors
+    return vectors | {
+        "f8_e4m3_raw": frame_of("F8_E4M3", rng.randbytes(1050), "raw"),
+        "f8_e4m3_all_bytes": frame_of("F8_E4M3", bytes(range(256)), "local:14"),
+        "f4_constant": frame_of("F4", bytes([0x21]) * 3000, "constant"),
+        "f8_e5m2_four_tables": frame_of("F8_E5M2", four, "rank", tables),
+        "u8_full_chunk": (frame.encode(), bytes(full)),
+    }
 
 
 def headers() -> Vectors:
@@ -317,5 +312,7 @@ def good() -> Vectors:
         {f"bf16_{name}": pair for name, pair in part.items()}
         for part in (bf16_rank(), bf16_byte(), bf16_joint())
     ]
-    frames = {f"{name}.nzf": pair for part in (*bf16, floats(), headers()) for name, pair in part.items()}
+    frames = {
+        f"{name}.nzf": pair for part in (*bf16, wide(), narrow(), headers()) for name, pair in part.items()
+    }
     return frames | {f"{name}.nz.safetensors": pair for name, pair in containers().items()}

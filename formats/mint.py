@@ -13,6 +13,7 @@ from pathlib import Path
 from bad_chunks import bad_chunks
 from bad_containers import bad_containers
 from bad_headers import bad_headers
+from bad_streams import bad_streams
 from good_vectors import good
 
 VECTORS = Path(__file__).with_name("vectors")
@@ -25,7 +26,8 @@ def mint() -> dict[str, bytes]:
         files[f"good/{name}"] = encoded
         files[f"good/{name.partition('.')[0]}.raw"] = original
     errors = {}
-    for name, (encoded, kind, reason) in sorted((bad_headers() | bad_chunks() | bad_containers()).items()):
+    bad = bad_headers() | bad_chunks() | bad_streams() | bad_containers()
+    for name, (encoded, kind, reason) in sorted(bad.items()):
         files[f"bad/{name}"] = encoded
         errors[name] = {"error": kind, "reason": reason}
     files["bad/errors.json"] = (json.dumps(errors, indent=1, ensure_ascii=False) + "\n").encode()

@@ -122,7 +122,8 @@ class Cursor:
 
 def make_table(bits: int, frequencies: list[tuple[int, int]]) -> Table:
     """A table of (symbol, frequency) in the order of their starts."""
-    start, symbol_of = {}, []
+    start: dict[int, int] = {}
+    symbol_of: list[int] = []
     for symbol, frequency in frequencies:
         start[symbol] = len(symbol_of)
         symbol_of += [symbol] * frequency

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,11 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 def _library_path() -> Path:
     suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-    name = f"_codec{suffix}"
-    # An editable install keeps the built library with the distribution's files, not beside the sources.
-    candidates = [Path(__file__).parent / name, *(Path(p) / "neuzip" / name for p in sys.path if p)]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    raise ImportError(f"neuzip's codec library {name} is not installed; reinstall neuzip-codec")
+    # An editable install keeps the built library apart from the sources; the resource loader knows where.
+    path = Path(str(resources.files("neuzip").joinpath(f"_codec{suffix}")))
+    if not path.exists():
+        raise ImportError(f"neuzip's codec library {path.name} is not installed; reinstall neuzip-codec")
+    return path
 
 
 def _load() -> tuple[ctypes.CDLL, Path]:
@@ -107,11 +106,13 @@ _LIBRARY, LIBRARY_PATH = _load()
 
 def as_bytes(buffer: Any) -> Bytes:
     """A flat uint8 view of a C-contiguous buffer; nothing is copied. Raises InvalidArgument if it cannot be."""
-    if isinstance(buffer, np.ndarray) and buffer.dtype == np.uint8 and buffer.ndim == 1 and buffer.flags.c_contiguous:
-        return buffer
+    if isinstance(buffer, np.ndarray) and buffer.dtype == np.uint8 and buffer.ndim == 1:
+        if buffer.flags.c_contiguous:
+            return buffer
+        raise InvalidArgument("not a contiguous buffer")
     try:
         return np.frombuffer(buffer, dtype=np.uint8)
-    except ValueError as error:
+    except (ValueError, BufferError) as error:
         # An empty buffer is refused by frombuffer before numpy 2.
         if memoryview(buffer).nbytes == 0:
             return np.empty(0, dtype=np.uint8)
@@ -120,7 +121,7 @@ def as_bytes(buffer: Any) -> Bytes:
 
 def isa_names() -> list[str]:
     """Names of all instruction sets the library knows, built in or not."""
-    names = []
+    names: list[str] = []
     while name := _LIBRARY.nz_isa_name(len(names)):
         names.append(name.decode())
     return names
@@ -143,7 +144,8 @@ def isa_select(name: str | None) -> None:
 
 def isa_current() -> str:
     """Name of the instruction set in use."""
-    return isa_names()[_LIBRARY.nz_isa_current()]
+    current: int = _LIBRARY.nz_isa_current()
+    return isa_names()[current]
 
 
 def checksum64(buffer: Any) -> int:
@@ -206,7 +208,8 @@ def _error(status: int) -> NeuzipError:
 class BytesBuilder:
     """A ``bytes`` object that is filled in place and then shortened: saves a copy of every compressed tensor.
 
-    ``address`` may be written up to ``capacity`` until :meth:`finish`. Memory that is never written is never touched.
+    ``address`` may be written up to ``capacity`` until :meth:`finish`. Memory that is never written is
+    never touched.
     """
 
     _object = ctypes.c_void_p(None)

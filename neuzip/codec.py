@@ -154,7 +154,9 @@ def encode_runs(runs: Sequence[EncodeRun], options: Options) -> None:
 
 
 def decode_runs(runs: Sequence[DecodeRun], options: Options) -> None:
-    """Decodes runs of any tensors, splitting them over threads. A failing run's ``error`` is set; none is raised."""
+    """Decodes runs of any tensors, splitting them over threads. A failing run's ``error`` is set; none is
+    raised.
+    """
     native = [run for run in runs if run.plan.coding is Coding.PLANES]
     jobs = [_decode_job(run, options.verify) for run in native]
     _native.decode(jobs, options.thread_count)

@@ -106,6 +106,10 @@ class Container:
         entry, start = self.header.entries[name], self.header.data_start
         return self.view[start + entry.start : start + entry.end]
 
+    def ready_frame(self, name: str) -> memoryview | None:
+        """The frame to write for a tensor of a plain file: none is ready, it has to be encoded."""
+        return None
+
     def is_frame(self, name: str) -> bool:
         """Whether a tensor is compressed (§7)."""
         ours, original = self.header.entries[name], self.original.entries[name]
@@ -212,6 +216,9 @@ class PlainFile(Protocol):
     def data(self, name: str) -> memoryview:
         """A tensor's bytes."""
 
+    def ready_frame(self, name: str) -> memoryview | None:
+        """A tensor's frame, if there is one already."""
+
 
 def write_container(
     source: PlainFile, out: BinaryIO, options: Options, advance: Callable[[int], None] = lambda count: None
@@ -280,11 +287,13 @@ def _write_batch(
     """Writes a batch of whole tensors; returns the bytes each was given."""
     tensors = [source.data(entry.name) for entry in batch]
     digest.update(tensors)
-    items = [(data, e.dtype, e.shape) for data, e in zip(tensors, batch, strict=True) if _may_be_frame(e)]
+    ready = [source.ready_frame(entry.name) for entry in batch]
+    encode = [r is None and _may_be_frame(entry) for r, entry in zip(ready, batch, strict=True)]
+    items = [(d, e.dtype, e.shape) for d, e, needed in zip(tensors, batch, encode, strict=True) if needed]
     frames = iter(frame.encode_many(items, options))
     sizes = []
-    for data, entry in zip(tensors, batch, strict=True):
-        coded = next(frames) if _may_be_frame(entry) else data
+    for data, held, needed in zip(tensors, ready, encode, strict=True):
+        coded = next(frames) if needed else held or data
         smaller = coded if len(coded) < len(data) else data
         out.write(smaller)
         sizes.append(len(smaller))
@@ -301,6 +310,12 @@ def _write_stream(
 ) -> int:
     """Writes one tensor of more than a batch; returns the bytes it was given."""
     data = source.data(entry.name)
+    ready = source.ready_frame(entry.name)
+    if ready is not None and len(ready) < entry.size:
+        for piece in _slices(data):
+            digest.update([piece])
+            advance(len(piece))
+        return out.write(ready)
     encoder = frame.Encoder(data, entry.dtype, entry.shape, options)
     start = out.tell()
     out.seek(start + encoder.header_size)

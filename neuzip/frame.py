@@ -12,7 +12,17 @@ import numpy as np
 
 from neuzip import _native
 from neuzip._native import Bytes, Words
-from neuzip.codec import LEVELS, Coding, DecodeRun, EncodeRun, Options, Plan, decode_runs, encode_runs, make_plan
+from neuzip.codec import (
+    LEVELS,
+    Coding,
+    DecodeRun,
+    EncodeRun,
+    Options,
+    Plan,
+    decode_runs,
+    encode_runs,
+    make_plan,
+)
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput, UnsupportedFormat
 from neuzip.layouts import DType, dtype_by_code
 
@@ -91,22 +101,23 @@ def _header_size(ndim: int, table_size: int, chunk_count: int) -> int:
     return FIXED_SIZE + 8 * ndim + table_size + 8 * chunk_count
 
 
-# --- reading --------------------------------------------------------------------------------------------------
-
-
 def header_length(prefix: Any) -> int:
-    """Bytes of the header that begins with ``prefix``, of which 40 are enough. Checks nothing but the magic, version
-    and coding; the result is bounded by the frame size the header claims."""
+    """Bytes of the header that begins with ``prefix``, of which 40 are enough. Checks nothing but the
+    magic, version and coding; the result is bounded by the frame size the header claims."""
     view = bytes(_native.as_bytes(prefix)[:FIXED_SIZE])
     if len(view) < FIXED_SIZE:
         raise TruncatedInput(f"a frame header has at least {FIXED_SIZE} bytes, here are {len(view)}")
-    magic, version, code, coding, chunk_log2, required, ndim, _, table_size, size, frame_size, _ = _FIXED.unpack(view)
+    magic, version, code, coding, chunk_log2, required, ndim, _, table_size, size, frame_size, _ = (
+        _FIXED.unpack(view)
+    )
     if magic != MAGIC:
         raise UnsupportedFormat("not a neuzip frame: wrong magic")
     if version != VERSION:
         raise UnsupportedFormat(f"frame version {version}, this release reads {VERSION}")
     if required:
-        raise UnsupportedFormat(f"the frame requires features this release does not have (bits {required:#x})")
+        raise UnsupportedFormat(
+            f"the frame requires features this release does not have (bits {required:#x})"
+        )
     dtype = dtype_by_code(code)
     if dtype is None:
         raise UnsupportedFormat(f"dtype code {code} is unknown")
@@ -134,7 +145,9 @@ def read_header(buffer: Any, *, whole: bool = False) -> Header:
     if view.size < length:
         raise TruncatedInput(f"the frame header has {length} bytes, here are {view.size}")
     raw = bytearray(view[:length])
-    _, _, code, coding, chunk_log2, _, ndim, level, table_size, size, frame_size, checksum = _FIXED.unpack_from(raw)
+    _, _, code, coding, chunk_log2, _, ndim, level, table_size, size, frame_size, checksum = (
+        _FIXED.unpack_from(raw)
+    )
     raw[_CHECKSUM] = bytes(8)
     if _native.checksum64(raw) != checksum:
         raise CorruptFrame("the frame header does not match its checksum")
@@ -231,9 +244,6 @@ def _decode_run(header: Header, data: Bytes, first: int, count: int | None, out:
     return DecodeRun(header.plan, data, header.index[2 * first : 2 * (first + count)], target, first)
 
 
-# --- writing --------------------------------------------------------------------------------------------------
-
-
 def _check_source(view: Bytes, dtype: DType, shape: Sequence[int]) -> None:
     if dtype.nbytes(shape) != view.size:
         raise InvalidArgument(f"shape {tuple(shape)} of {dtype.name} does not have {view.size} bytes")
@@ -241,7 +251,7 @@ def _check_source(view: Bytes, dtype: DType, shape: Sequence[int]) -> None:
         raise InvalidArgument(f"{len(shape)} dimensions; at most {_MAX_NDIM} are allowed")
 
 
-def _header_bytes(dtype: DType, shape: Sequence[int], plan: Plan, level: str, index: Words) -> bytearray:
+def header_bytes(dtype: DType, shape: Sequence[int], plan: Plan, level: str, index: Words) -> bytearray:
     """The header of a frame whose chunks are known."""
     size = _header_size(len(shape), len(plan.table), plan.chunk_count)
     frame_size = _padded(size + int(index[0::2].sum(dtype=np.uint64)))
@@ -257,7 +267,9 @@ def _header_bytes(dtype: DType, shape: Sequence[int], plan: Plan, level: str, in
 
 
 def encode(data: Any, dtype: DType, shape: Sequence[int], options: Options | None = None) -> bytes:
-    """One whole frame of a C-contiguous buffer with the bytes of a tensor of ``shape`` elements of ``dtype``."""
+    """One whole frame of a C-contiguous buffer with the bytes of a tensor of ``shape`` elements of
+    ``dtype``.
+    """
     return encode_many([(data, dtype, shape)], options)[0]
 
 
@@ -273,13 +285,15 @@ def encode_many(
         plan = make_plan(view, dtype.layout, options)
         header_size = _header_size(len(shape), len(plan.table), plan.chunk_count)
         builder = _native.BytesBuilder(header_size + plan.capacity + 8)
-        runs.append(EncodeRun(plan, view, builder.address + header_size, np.empty(2 * plan.chunk_count, np.uint32)))
+        runs.append(
+            EncodeRun(plan, view, builder.address + header_size, np.empty(2 * plan.chunk_count, np.uint32))
+        )
         builders.append(builder)
         sizes.append(header_size)
     encode_runs(runs, options)
     frames = []
     for (_, dtype, shape), run, builder, size in zip(items, runs, builders, sizes, strict=True):
-        header = _header_bytes(dtype, shape, run.plan, options.level, run.index)
+        header = header_bytes(dtype, shape, run.plan, options.level, run.index)
         builder.write(0, header)
         builder.write(size + run.written, bytes(-(size + run.written) % 8))
         frames.append(builder.finish(_padded(size + run.written)))
@@ -293,9 +307,7 @@ class Encoder:
     exhausted, :meth:`header` is what belongs at the start.
     """
 
-    def __init__(
-        self, data: Any, dtype: DType, shape: Sequence[int], options: Options | None = None
-    ) -> None:
+    def __init__(self, data: Any, dtype: DType, shape: Sequence[int], options: Options | None = None) -> None:
         self._view = _native.as_bytes(data)
         _check_source(self._view, dtype, shape)
         self._dtype, self._shape, self._options = dtype, tuple(shape), options or Options()
@@ -325,4 +337,4 @@ class Encoder:
 
     def header(self) -> bytes:
         """The frame's header, once the batches are exhausted."""
-        return bytes(_header_bytes(self._dtype, self._shape, self._plan, self._options.level, self._index))
+        return bytes(header_bytes(self._dtype, self._shape, self._plan, self._options.level, self._index))

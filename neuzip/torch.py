@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +27,17 @@ _DTYPES: dict[torch.dtype, DType] = {
 }
 # Integers stand in for floats where elements move: every operation takes them, and they have no NaN to lose.
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@runtime_checkable
+class Framed(Protocol):
+    """A tensor that lies compressed in memory (neuzip.nn.CompressedTensor)."""
+
+    def whole_frame(self) -> torch.Tensor | None:
+        """Its frame, uint8 (frame_size,), if it is no partial view of a tensor."""
+
+    def dense(self) -> torch.Tensor:
+        """Its value as an ordinary tensor."""
 
 
 class SharedMemory(InvalidArgument, RuntimeError):
@@ -149,18 +160,24 @@ def _source(name: str, tensor: Any) -> writer.Source:
         if not shape:
             raise InvalidArgument(f"a {tensor.dtype} tensor needs a dimension", tensor=name)
         shape = (*shape[:-1], shape[-1] * 8 // dtype.bits)
-    return writer.Source(name, dtype, shape, lambda: memory(_dense(tensor)))
+    frame = tensor.whole_frame() if isinstance(tensor, Framed) else None
+    held = None if frame is None else memoryview(memory(_dense(frame)))
+    return writer.Source(name, dtype, shape, lambda: memory(_dense(tensor)), held)
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself where its memory is its value, else a copy of which that is true."""
+    if isinstance(tensor, Framed):
+        tensor = tensor.dense()
     return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def _check_shared(tensors: dict[str, torch.Tensor]) -> None:
     storages: dict[tuple[torch.device, int], list[tuple[int, int, str]]] = {}
-    for name, tensor in tensors.items():
-        if tensor.numel():
+    for name, given in tensors.items():
+        # Two names for one compressed tensor share its frame; partial views of it are written dense.
+        tensor = given.whole_frame() if isinstance(given, Framed) else given
+        if tensor is not None and tensor.numel():
             storage = (tensor.device, tensor.untyped_storage().data_ptr())
             steps = zip(tensor.shape, tensor.stride(), strict=True)
             last = sum((extent - 1) * stride for extent, stride in steps)

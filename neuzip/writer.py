@@ -30,13 +30,15 @@ _MODE = 0o666  # of a file that is created, less the process's mask
 class Source:
     """A tensor to be written. shape counts elements of dtype.
 
-    read() gives its bytes, u8, one-dimensional: the tensor's own memory where possible, else a copy.
+    read() gives its bytes, u8, one-dimensional: the tensor's own memory where possible, else a copy. frame:
+    the tensor as a frame, of a tensor that lies compressed in memory; it is written as it is.
     """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray[Any, Any]]
+    frame: memoryview | None = None
 
 
 class UnwrittenFile:
@@ -55,6 +57,10 @@ class UnwrittenFile:
     def data(self, name: str) -> memoryview:
         """A tensor's bytes."""
         return memoryview(self._sources[name].read())
+
+    def ready_frame(self, name: str) -> memoryview | None:
+        """A tensor's frame, if there is one already."""
+        return self._sources[name].frame
 
 
 def save_file(

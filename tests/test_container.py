@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import json
 import struct
 
@@ -146,6 +147,36 @@ def test_tensors_larger_than_a_batch(dtype: str) -> None:
     assert container.is_frame("layer.0.f16")
 
 
+def test_a_piece_outlives_the_next_one() -> None:
+    """So that it can be hashed while the next is decoded."""
+    values = weights("BF16", 1 << 20)
+    tensors = [Tensor(f"{i}", "BF16", (1 << 20,), values[i:] + values[:i]) for i in range(40)]
+    tensors.append(Tensor("large", "BF16", (40 << 20,), values * 40))
+    original = build(tensors)
+    container, position = Container.parse(memoryview(compressed(original))), 0
+    for piece, _ in itertools.pairwise(container.pieces(OPTIONS)):
+        assert piece == memoryview(original)[position : position + len(piece)]
+        position += len(piece)
+    assert position > len(original) - BATCH_BYTES - 1
+
+
+def test_a_large_incompressible_tensor_at_the_end() -> None:
+    """What was written beyond it, before it was found incompressible, is cut off."""
+    noise = np.random.default_rng(2).bytes(BATCH_BYTES + 8)
+    roundtrip(build([Tensor("noise", "U8", (len(noise),), noise)]))
+
+
+def test_a_frame_with_the_shape_of_its_tensor() -> None:
+    """Only the dtype tells that it is one (§7)."""
+    for count in range(64, 200):
+        original = build([Tensor("zeros", "F32", (count,), bytes(4 * count))])
+        container = Container.parse(memoryview(compressed(original)))
+        if container.header.entries["zeros"].shape == (count,):
+            break
+    assert container.is_frame("zeros")
+    assert restored(bytes(container.view)) == original
+
+
 def test_progress_counts_every_byte() -> None:
     original = build(model(["BF16", "F32", "U8"], BATCH_BYTES // 4))
     counts: list[int] = []
@@ -249,6 +280,7 @@ def _data_size(original: bytes) -> int:
 
 PLAIN = Tensor("a", "U8", (4,), b"data")
 TEXT = header_text([PLAIN])
+SIZE = str(8 + len(TEXT) + len(PLAIN.data))
 
 
 def test_the_forger_can_write_good_containers() -> None:
@@ -271,8 +303,8 @@ def test_the_forger_can_write_good_containers() -> None:
         (forged([PLAIN], TEXT, header="ä"), CorruptFrame),
         (forged([PLAIN], TEXT, header=""), CorruptFrame),
         (forged([PLAIN], TEXT, header=base64.b64encode(b"not zstd").decode()), CorruptFrame),
-        (forged([PLAIN], zstandard.compress(TEXT) + b"more", raw=True), CorruptFrame),
-        (forged([PLAIN], zstandard.compress(TEXT)[:-1], raw=True), CorruptFrame),
+        (forged([PLAIN], zstandard.compress(TEXT) + b"more", raw=True, size=SIZE), CorruptFrame),
+        (forged([PLAIN], zstandard.compress(TEXT)[:-1], raw=True, size=SIZE), CorruptFrame),
         (forged([PLAIN], TEXT, drop="neuzip.version"), CorruptFrame),
         (forged([PLAIN], TEXT, drop="neuzip.header"), CorruptFrame),
         (forged([PLAIN], TEXT, drop="neuzip.size"), CorruptFrame),

@@ -117,6 +117,7 @@ def test_existing_directory(folder: Path, tmp_path: Path) -> None:
     (folder / "empty").write_bytes(b"changed")
     decompress_file(packed, force=True)
     assert (folder / "empty").read_bytes() == b""
+    assert sorted(tmp_path.iterdir()) == [folder, packed]
 
 
 def test_force_loses_no_foreign_file(folder: Path, tmp_path: Path) -> None:

@@ -82,7 +82,14 @@ class Builder:
 
     def object(self, source: Path, kind: str) -> Path:
         flags = ["-std=c++17", "-O1", "-g", "-fno-omit-frame-pointer", "-ffp-contract=off"]
-        flags += ["-Wall", "-Wextra", f"-I{CSRC}", f"-I{self.directory}", *SANITIZERS[kind], *isa_flags(source)]
+        flags += [
+            "-Wall",
+            "-Wextra",
+            f"-I{CSRC}",
+            f"-I{self.directory}",
+            *SANITIZERS[kind],
+            *isa_flags(source),
+        ]
         defines = [f"-DNEUZIP_HAVE_{isa.upper()}" for isa in ISAS]
         out = self.directory / kind / f"{source.stem}.o"
         self.run([self.compiler, *flags, *defines, "-c", source, "-o", out])
@@ -102,7 +109,9 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
 
 
 def output(program: Path) -> str:
-    done = subprocess.run([program], capture_output=True, text=True, timeout=300, env={**os.environ, **OPTIONS})
+    done = subprocess.run(
+        [program], capture_output=True, text=True, timeout=300, env={**os.environ, **OPTIONS}
+    )
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("ThreadSanitizer does not run with this kernel's address space layout")
     assert done.returncode == 0, f"{program.name} exited with {done.returncode}\n{done.stderr[-6000:]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -262,14 +261,12 @@ def test_loaded_tensors_own_writable_memory(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     for save in (nt.save_file, safetensors.torch.save_file):
         save({"weight": weights(50, 50), "bias": weights(50, dtype=torch.float32)}, path)
-        content = path.read_bytes()
         loaded = nt.load_file(path)
         for tensor in loaded.values():
             assert tensor.untyped_storage().nbytes() == tensor.nbytes
             tensor.zero_()
         path.unlink()
         assert not loaded["weight"].any()
-        path.write_bytes(content)
 
 
 def test_threads_and_levels_of_files(tmp_path: Path) -> None:
@@ -306,15 +303,6 @@ def test_unwritable_destinations(tmp_path: Path) -> None:
             nt.save_file({"a": torch.ones(3)}, path)
 
 
-def same_errors(tensors: object, metadata: object = None) -> tuple[type, Exception]:
-    """What safetensors raises, and what neuzip does."""
-    with pytest.raises(Exception) as theirs:
-        safetensors.torch.save(tensors, metadata)
-    with pytest.raises(Exception) as ours:
-        nt.save(tensors, metadata)
-    return theirs.type, ours.value
-
-
 SHARED = torch.arange(12.0).reshape(3, 4)
 
 
@@ -336,8 +324,10 @@ SHARED = torch.arange(12.0).reshape(3, 4)
     ],
 )
 def test_what_safetensors_refuses_is_refused_with_the_same_error(tensors: object, metadata: object) -> None:
-    theirs, ours = same_errors(tensors, metadata)
-    assert isinstance(ours, theirs)
+    with pytest.raises(Exception) as theirs:
+        safetensors.torch.save(tensors, metadata)
+    with pytest.raises(theirs.type):
+        nt.save(tensors, metadata)
 
 
 @pytest.mark.parametrize(
@@ -405,5 +395,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_saving_holds_no_second_copy(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PEAK, str(tmp_path / "large.safetensors")]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    unit = 1 if sys.platform == "darwin" else 1 << 10
-    assert resource.RUSAGE_SELF == 0 and grown * unit < 12 * (2 << 24) * 0.6
+    unit = 1 if sys.platform == "darwin" else 1 << 10  # of ru_maxrss
+    assert grown * unit < 12 * (2 << 24) * 0.6

@@ -1,6 +1,6 @@
-// Decodes the chunks of a damaged frame (spec §4). The input is a frame, so that formats/vectors/good is the corpus;
-// its checksums are not looked at, and its lengths only as far as the caller of nz_decode answers for them. All
-// instruction sets must answer alike.
+// Decodes the chunks of a damaged frame (spec §4). The input is a frame, so that formats/vectors/good is the
+// corpus; its checksums are not looked at, and its lengths only as far as the caller of nz_decode answers for
+// them. All instruction sets must answer alike.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>

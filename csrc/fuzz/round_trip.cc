@@ -1,6 +1,6 @@
-// Any bytes come back, in at most nz_chunk_bound a chunk, and every instruction set encodes them alike. The first two
-// bytes of the input choose layout, level and chunk size; the rest, repeated with slight changes to make enough, are
-// the tensor.
+// Any bytes come back, in at most nz_chunk_bound a chunk, and every instruction set encodes them alike. The
+// first two bytes of the input choose layout, level and chunk size; the rest, repeated with slight changes to
+// make enough, are the tensor.
 #include <algorithm>
 #include <cstdlib>
 #include <vector>
@@ -46,7 +46,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size) {
   const size_t repeat = 1 + input[1] % 64;
   const uint8_t change = input[1] >> 6;
   input += 2, size -= 2;
-  std::vector<uint8_t> original(std::min<size_t>(size * repeat, 1 << 16) / width * width);
+  std::vector<uint8_t> original(std::min<size_t>(size * repeat, 1 << 14) / width * width);
   for (size_t i = 0; i < original.size(); i++)
     original[i] = static_cast<uint8_t>(input[i % size] + change * (i / size));
   original.shrink_to_fit();

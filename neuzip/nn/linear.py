@@ -13,9 +13,9 @@ from neuzip.nn.tensor import CompressedTensor
 class CompressedLinear(nn.Linear):
     """An ``nn.Linear`` whose weight (out_features, in_features) is a compressed parameter.
 
-    The weight is decompressed in forward and again in backward, into a buffer that the next layer reuses, and is never
-    saved in between; results and gradients are those of ``nn.Linear``, bit for bit (below the weight's
-    ``piece_bytes``). The bias (out_features,) stays dense.
+    The weight is decompressed in forward and again in backward, into a buffer that the next layer reuses,
+    and is never saved in between; results and gradients are those of ``nn.Linear``, bit for bit (below the
+    weight's ``piece_bytes``). The bias (out_features,) stays dense.
     """
 
     def __init__(

@@ -25,7 +25,8 @@ MIN_SIZE = 4096
 class Selection:
     """Which parameters are compressed, and how.
 
-    include, exclude: shell patterns (``*.mlp.*``) of parameter names; ``include=None`` means all. min_size: elements.
+    include, exclude: shell patterns (``*.mlp.*``) of parameter names; ``include=None`` means all. min_size:
+    elements.
     level: of compression. piece_bytes: dense bytes above which a weight is used in pieces.
     """
 
@@ -78,6 +79,13 @@ def parameter_places(model: nn.Module) -> list[list[Place]]:
     return list(places.values())
 
 
+def parameter_at(places: Sequence[Place]) -> nn.Parameter:
+    """The parameter that hangs at the places."""
+    parameter = places[0].module._parameters[places[0].local]
+    assert parameter is not None
+    return parameter
+
+
 def put(places: Sequence[Place], parameter: nn.Parameter) -> None:
     """Hangs a parameter at all its places; linear layers take the class that fits it."""
     compressed = isinstance(parameter, CompressedTensor)
@@ -98,12 +106,12 @@ def compress_model(
 ) -> Model:
     """Compresses a model's float parameters in place, and returns the model.
 
-    It computes, trains and saves as before, to the bit, with one weight at a time dense. Tied parameters stay tied;
-    ``nn.Linear`` modules become :class:`~neuzip.nn.CompressedLinear`.
+    It computes, trains and saves as before, to the bit, with one weight at a time dense. Tied parameters
+    stay tied; ``nn.Linear`` modules become :class:`~neuzip.nn.CompressedLinear`.
 
-    include, exclude: shell patterns of parameter names, such as ``"*.lm_head.*"``. min_size: elements below which a
-    parameter is left alone. level: ``"default"`` or ``"max"``. piece_bytes: dense bytes above which a weight is
-    decompressed in pieces.
+    include, exclude: shell patterns of parameter names, such as ``"*.lm_head.*"``. min_size: elements below
+    which a parameter is left alone. level: ``"default"`` or ``"max"``. piece_bytes: dense bytes above which
+    a weight is decompressed in pieces.
 
     Raises InvalidArgument for a parameter on the meta device (see ``load_model``).
     """
@@ -114,30 +122,24 @@ def compress_selected(model: Model, selection: Selection) -> Model:
     """:func:`compress_model` with its options in one object."""
     groups = parameter_places(model)
     for places in groups:
-        parameter = _parameter(places)
+        parameter = parameter_at(places)
         if parameter.is_meta and selection.takes(places[0].name, parameter):
             raise InvalidArgument("the parameter has no value yet (meta device)", tensor=places[0].name)
     for places in groups:
-        if not isinstance(_parameter(places), CompressedTensor) and selection.takes(
-            places[0].name, _parameter(places)
+        if not isinstance(parameter_at(places), CompressedTensor) and selection.takes(
+            places[0].name, parameter_at(places)
         ):
-            put(places, selection.compress(_parameter(places)))
+            put(places, selection.compress(parameter_at(places)))
     return model
 
 
 def decompress_model(model: Model) -> Model:
     """Makes every compressed parameter of a model an ordinary one again, in place, and returns the model."""
     for places in parameter_places(model):
-        packed = _parameter(places)
+        packed = parameter_at(places)
         if isinstance(packed, CompressedTensor):
             dense = nn.Parameter(packed.dense(), requires_grad=packed.requires_grad)
             _carry_attributes(packed, dense)
             dense.grad = packed.grad
             put(places, dense)
     return model
-
-
-def _parameter(places: Sequence[Place]) -> nn.Parameter:
-    parameter = places[0].module._parameters[places[0].local]
-    assert parameter is not None
-    return parameter

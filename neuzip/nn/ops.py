@@ -1,7 +1,7 @@
 """The linear layer on a compressed weight: decoded in forward, again in backward, and never saved in between.
 
-The two operators are opaque to torch.compile: were decoding an operator of its own, the partitioner would save its
-dense result for backward.
+The two operators are opaque to torch.compile: were decoding an operator of its own, the partitioner would
+save its dense result for backward.
 """
 
 from __future__ import annotations
@@ -147,7 +147,10 @@ class _Linear(torch.autograd.Function):
         # A frozen weight (LoRA's base) does not need its input in backward.
         ctx.save_for_backward(x if needs_weight else None, weight)
         held = weight.weight
-        return torch.ops.neuzip.linear(x, held.frame, bias, held.shape, held.dtype, held.piece_bytes)
+        result: torch.Tensor = torch.ops.neuzip.linear(
+            x, held.frame, bias, held.shape, held.dtype, held.piece_bytes
+        )
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -177,4 +180,5 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-    return _Linear.apply(x, weight, bias)
+    result: torch.Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return result

@@ -1,8 +1,8 @@
 """A tensor whose value lies compressed in memory and is decompressed for the moment an operation needs it.
 
-It has the true shape, dtype, strides and device. Autograd saves the compressed tensor; views (``t()``, slices) are
-compressed too; any other operation sees a dense temporary that is gone when it returns. An operation that writes
-to the tensor compresses the result again, whatever optimizer it comes from.
+It has the true shape, dtype, strides and device. Autograd saves the compressed tensor; views (``t()``,
+slices) are compressed too; any other operation sees a dense temporary that is gone when it returns. An
+operation that writes to the tensor compresses the result again, whatever optimizer it comes from.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from neuzip.errors import InvalidArgument
 from neuzip.nn.ops import linear
+from neuzip.nn.sharding import post_all_gather, pre_all_gather
 from neuzip.nn.weight import PIECE_BYTES, Weight
 
 aten = torch.ops.aten
@@ -54,7 +55,7 @@ class CompressedTensor(torch.Tensor):
     ) -> Self:
         size = weight.shape if size is None else tuple(size)
         stride = _contiguous_stride(size) if stride is None else tuple(stride)
-        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+        return torch.Tensor._make_wrapper_subclass(
             cls, size, strides=stride, storage_offset=offset, dtype=weight.dtype, device=weight.device
         )
 
@@ -79,9 +80,15 @@ class CompressedTensor(torch.Tensor):
     def dense(self) -> torch.Tensor:
         """The ordinary tensor: detached, freshly allocated, with this tensor's shape and strides."""
         whole = self.weight.dense()
-        return whole if self.is_whole() else whole.as_strided(self.shape, self.stride(), self.storage_offset())
+        return (
+            whole if self.is_whole() else whole.as_strided(self.shape, self.stride(), self.storage_offset())
+        )
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def whole_frame(self) -> torch.Tensor | None:
+        """The frame, uint8 (frame_size,), if this is the weight itself; what saving writes as it is."""
+        return self.weight.frame if self.is_whole() else None
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         ratio = self.weight.nbytes / max(1, self.weight.dense_nbytes)
         return (
             f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device}, "
@@ -105,11 +112,28 @@ class CompressedTensor(torch.Tensor):
         *settings, geometry = meta
         return cls(Weight(inner["frame"], *settings), *geometry)
 
+    # fully_shard calls these on a rank's shard; it tells their versions apart by the number of parameters.
+    def fsdp_pre_all_gather(
+        self, mesh: Any, outer_size: torch.Size, outer_stride: tuple[int, ...], module: Any, mp_policy: Any
+    ) -> Any:
+        return pre_all_gather(self, mesh, outer_size, mp_policy)
+
+    def fsdp_post_all_gather(
+        self, outputs: Any, metadata: Any, param_dtype: torch.dtype, *, out: torch.Tensor | None = None
+    ) -> Any:
+        return post_all_gather(outputs, metadata, param_dtype, out)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         weight = self.weight
         state = (weight.frame, weight.shape, weight.dtype, weight.level, weight.piece_bytes)
         geometry = (tuple(self.shape), tuple(self.stride()), self.storage_offset())
-        return _rebuild, (type(self), state, geometry, self.requires_grad, isinstance(self, torch.nn.Parameter))
+        return _rebuild, (
+            type(self),
+            state,
+            geometry,
+            self.requires_grad,
+            isinstance(self, torch.nn.Parameter),
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) in memo:
@@ -132,7 +156,9 @@ class CompressedTensor(torch.Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         first = args[0] if args else None
         if isinstance(first, CompressedTensor):
@@ -149,6 +175,9 @@ class CompressedTensor(torch.Tensor):
             if func is aten.embedding.default and first.dim() == 2 and first.is_whole():
                 weight = first.weight
                 return torch.ops.neuzip.embedding(args[1], weight.frame, weight.shape, weight.dtype)
+            if func is aten.new_zeros.default and kwargs.get("dtype") in (None, first.dtype):
+                # fully_shard makes the memory of a shard in this way.
+                return cls.compress(first.weight.frame.new_zeros(args[1], dtype=first.dtype))
             if func is aten.is_pinned.default:
                 return False
         return _on_dense(func, args, kwargs)
@@ -178,7 +207,9 @@ def _as_like(tensor: CompressedTensor, like: torch.Tensor) -> Any:
     return tensor.requires_grad_(like.requires_grad)
 
 
-def _rebuild(kind: type[CompressedTensor], state: Any, geometry: Any, requires_grad: bool, parameter: bool) -> Any:
+def _rebuild(
+    kind: type[CompressedTensor], state: Any, geometry: Any, requires_grad: bool, parameter: bool
+) -> Any:
     tensor = kind(Weight(*state), *geometry)
     if parameter:
         return torch.nn.Parameter(tensor, requires_grad=requires_grad)

@@ -29,7 +29,8 @@ def encode(dense: torch.Tensor, options: Options | None = None) -> torch.Tensor:
 def decode(
     frame_bytes: torch.Tensor, out: torch.Tensor, options: Options | None = None, first_row: int = 0
 ) -> torch.Tensor:
-    """Decodes rows ``first_row`` … of a frame into ``out``, a contiguous CPU tensor of as many rows, and returns it.
+    """Decodes rows ``first_row`` … of a frame into ``out``, a contiguous CPU tensor of as many rows, and
+    returns it.
 
     frame_bytes: uint8 (frame_size,). ``out`` has the frame's dtype and, but for the first, its dimensions.
     Raises CorruptFrame, TruncatedInput.
@@ -53,7 +54,8 @@ def decode(
 class Weight:
     """The compressed value that a :class:`CompressedTensor` and all its views share.
 
-    frame: uint8 (frame_size,); replaced as a whole when the value changes. shape and dtype are the dense tensor's.
+    frame: uint8 (frame_size,); replaced as a whole when the value changes. shape and dtype are the dense
+    tensor's.
     level: of compression. piece_bytes: dense bytes above which the weight is used in pieces.
     """
 

@@ -1,5 +1,6 @@
-// Encodes small tensors of every layout, level and kind, and decodes what damage leaves of them. Every answer is NZ_OK
-// or a status of damaged data; with checksums NZ_OK means the original bytes. All buffers end where their bytes end.
+// Encodes small tensors of every layout, level and kind, and decodes what damage leaves of them. Every answer
+// is NZ_OK or a status of damaged data; with checksums NZ_OK means the original bytes. All buffers end where
+// their bytes end.
 #include <algorithm>
 #include <utility>
 
@@ -7,10 +8,13 @@
 
 namespace {
 
-// Damaged copies of one tensor, decoded many at a time: a call's scratch memory costs more than a small chunk.
+// Damaged copies of one tensor, decoded many at a time: a call's scratch memory costs more than a small
+// chunk.
 class Trials {
  public:
-  explicit Trials(const Encoded &tensor) : tensor_(tensor) {}
+  explicit Trials(const Encoded &tensor) : original_(tensor.original), tensor_(tensor) {
+    tensor_.original.clear();
+  }
   ~Trials() { run(); }
 
   void add(Encoded damaged) {
@@ -33,27 +37,25 @@ class Trials {
  private:
   void run() {
     std::vector<Exact> buffers;
-    buffers.reserve(5 * damaged_.size());
+    buffers.reserve(3 * damaged_.size());
     std::vector<nz_decode_job> jobs;
     for (const Encoded &damaged : damaged_) {
       Exact &src = buffers.emplace_back(damaged.chunks), &table = buffers.emplace_back(damaged.table);
-      for (int32_t verify = 0; verify < 2; verify++) {
-        Exact &dst = buffers.emplace_back(damaged.units * kWidths[damaged.layout]);
-        jobs.push_back(decode_job(damaged, src, table, &dst));
-        jobs.back().verify = verify;
-      }
+      Exact &dst = buffers.emplace_back(damaged.units * kWidths[damaged.layout]);
+      jobs.push_back(decode_job(damaged, src, table, &dst));
+      jobs.back().verify = jobs.size() % 2;
     }
     nz_decode(jobs.data(), jobs.size(), 1);
     for (size_t j = 0; j < jobs.size(); j++) {
       const nz_decode_job &job = jobs[j];
       REQUIRE(job.status == NZ_OK || job.status == NZ_CORRUPT || job.status == NZ_TRUNCATED);
-      if (job.status != NZ_OK || !job.verify) continue;
-      REQUIRE(buffers[4 * (j / 2) + 3].equals(tensor_.original));
+      if (job.status == NZ_OK && job.verify) REQUIRE(buffers[3 * j + 2].equals(original_));
     }
     damaged_.clear();
   }
 
-  const Encoded &tensor_;
+  const Bytes &original_;
+  Encoded tensor_;  // what can be damaged of it
   std::vector<Encoded> damaged_;
 };
 
@@ -64,8 +66,10 @@ Bytes flipped(Bytes bytes, size_t bit) {
 
 void flip_bits(const Encoded &tensor, size_t stride) {
   Trials trials(tensor);
-  for (size_t bit = 0; bit < 8 * tensor.chunks.size(); bit += stride) trials.add_chunks(flipped(tensor.chunks, bit));
-  for (size_t bit = 0; bit < 8 * tensor.table.size(); bit += stride) trials.add_table(flipped(tensor.table, bit));
+  for (size_t bit = 0; bit < 8 * tensor.chunks.size(); bit += stride)
+    trials.add_chunks(flipped(tensor.chunks, bit));
+  for (size_t bit = 0; bit < 8 * tensor.table.size(); bit += stride)
+    trials.add_table(flipped(tensor.table, bit));
 }
 
 // Cuts chunks and table, once so that the index says so too, and once behind its back.
@@ -100,14 +104,16 @@ void lie(const Encoded &tensor) {
     switch (trial % 5) {
       case 0:  // the chunk is longer, by bytes that are there
         damaged.index[2 * chunk] += by;
-        damaged.chunks.resize(damaged.chunks.size() + by, static_cast<uint8_t>(random.below(2) * random.next()));
+        damaged.chunks.resize(damaged.chunks.size() + by,
+                              static_cast<uint8_t>(random.below(2) * random.next()));
         break;
       case 1:  // a boundary between chunks moves
         damaged.index[2 * chunk] += by;
         damaged.index[(2 * chunk + 2) % damaged.index.size()] -= by;
         break;
       case 2:
-        damaged.units += random.below(2) ? random.below(200) : -std::min<uint64_t>(tensor.units, random.below(200));
+        damaged.units +=
+            random.below(2) ? random.below(200) : -std::min<uint64_t>(tensor.units, random.below(200));
         break;
       case 3: {
         do damaged.layout = 1 + static_cast<int32_t>(random.below(kLayouts));
@@ -138,7 +144,8 @@ void scatter(const Encoded &tensor, int count) {
       if (random.below(2))
         chunks[random.below(2) ? at : at % 64] = static_cast<uint8_t>(random.next());
       else
-        std::memmove(chunks.data() + at, tensor.chunks.data() + from, std::min(16u, size - std::max(at, from)));
+        std::memmove(chunks.data() + at, tensor.chunks.data() + from,
+                     std::min(16u, size - std::max(at, from)));
     }
     trials.add_chunks(std::move(chunks));
   }
@@ -149,7 +156,7 @@ void damage(const Encoded &tensor, size_t stride) {
   flip_bits(tensor, stride);
   truncate(tensor, stride);
   lie(tensor);
-  scatter(tensor, 500);
+  scatter(tensor, 100);
 }
 
 void undamaged(const Encoded &tensor) {
@@ -173,9 +180,9 @@ void little_room(const Encoded &tensor, size_t stride) {
 
 // Every size around the lengths that the loops and modes care about.
 void sizes(int32_t layout, int32_t level) {
-  for (size_t around : {0, 32, 64, 96, 128, 256, 512, 1024, 2048, 4096}) {
-    for (size_t units = around < 2 ? 0 : around - 2; units < around + 3; units++) {
-      for (int32_t chunk_log2 : {10, 12, 16}) {
+  for (size_t around : {0, 32, 64, 128, 256, 512, 1024, 2048, 4096}) {
+    for (size_t units = around < 1 ? 0 : around - 1; units < around + 2; units++) {
+      for (int32_t chunk_log2 : {10, 16}) {
         const Bytes original = make_tensor(layout, static_cast<Kind>(units % 5), units, units);
         undamaged(encode(layout, level, chunk_log2, original));
       }
@@ -196,8 +203,10 @@ int main() {
             const Bytes original = make_tensor(layout, static_cast<Kind>(kind), units, units + 7 * kind);
             const Encoded tensor = encode(layout, level, 10, original);
             undamaged(tensor);
-            damage(tensor, units == 300 ? 1 : 29);
-            little_room(tensor, 97);
+            // Bits of raw planes tell little, and wide units have many. The scalar loops share all checks.
+            const size_t stride = units == 300 ? (layout == 4 ? 9 : 3) : 301;
+            damage(tensor, isa == NZ_SCALAR ? 5 * stride : stride);
+            if (units == 300) little_room(tensor, 97);
           }
         }
       }

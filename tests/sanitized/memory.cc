@@ -1,5 +1,5 @@
-// Lets the first, second, … allocation of a call fail, and all later ones. The call must answer NZ_MEMORY, or do
-// without: then its result is right. It must not throw.
+// Lets the first, second, … allocation of a call fail, and all later ones. The call must answer NZ_MEMORY, or
+// do without: then its result is right. It must not throw.
 #include <atomic>
 #include <new>
 
@@ -57,8 +57,8 @@ void starve(const Call &call) {
 void starve_plan(const Encoded &tensor) {
   Bytes table(NZ_TABLE_CAPACITY);
   starve([&] {
-    const int32_t size = nz_plan(tensor.layout, tensor.level, tensor.chunk_log2, tensor.original.data(), tensor.units,
-                                 table.data());
+    const int32_t size = nz_plan(tensor.layout, tensor.level, tensor.chunk_log2, tensor.original.data(),
+                                 tensor.units, table.data());
     REQUIRE(size == NZ_MEMORY || size == static_cast<int32_t>(tensor.table.size()));
     return size >= 0;
   });

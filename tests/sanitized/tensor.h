@@ -1,4 +1,5 @@
-// Small tensors for the programs of this directory, encoded by the library, and buffers whose ends a sanitizer sees.
+// Small tensors for the programs of this directory, encoded by the library, and buffers whose ends a
+// sanitizer sees.
 #ifndef NEUZIP_TESTS_TENSOR_H
 #define NEUZIP_TESTS_TENSOR_H
 
@@ -69,7 +70,8 @@ enum class Kind {
   kCount
 };
 
-// A unit whose top nine bits are sign and exponent, as bf16 and fp32 have them; other layouts cut it where they do.
+// A unit whose top nine bits are sign and exponent, as bf16 and fp32 have them; other layouts cut it where
+// they do.
 inline Bytes make_tensor(int layout, Kind kind, size_t units, uint64_t seed) {
   const size_t width = kWidths[layout];
   Random random(seed);
@@ -87,7 +89,8 @@ inline Bytes make_tensor(int layout, Kind kind, size_t units, uint64_t seed) {
       unit[0] = static_cast<uint8_t>(exponent);
     } else {
       unit[width - 1] = static_cast<uint8_t>(random.below(2) << 7 | exponent >> 1);
-      if (kind != Kind::kLocal || width > 2) unit[width - 2] = static_cast<uint8_t>(exponent << 7 | random.below(128));
+      if (kind != Kind::kLocal || width > 2)
+        unit[width - 2] = static_cast<uint8_t>(exponent << 7 | random.below(128));
     }
   }
   return bytes;
@@ -136,11 +139,13 @@ inline nz_decode_job decode_job(const Encoded &tensor, const Exact &src, const E
 
 // The tensor, planned and encoded by one thread.
 inline Encoded encode(int32_t layout, int32_t level, int32_t chunk_log2, Bytes original) {
-  Encoded tensor{layout, level, chunk_log2, original.size() / kWidths[layout], std::move(original), {}, {}, {}};
+  Encoded tensor{layout, level, chunk_log2, original.size() / kWidths[layout], std::move(original),
+                 {},     {},    {}};
   const uint64_t chunks = chunk_count(tensor.units, chunk_log2);
   const Exact src(tensor.original);
   tensor.table.resize(NZ_TABLE_CAPACITY);
-  const int32_t table_size = nz_plan(layout, level, chunk_log2, src.data(), tensor.units, tensor.table.data());
+  const int32_t table_size =
+      nz_plan(layout, level, chunk_log2, src.data(), tensor.units, tensor.table.data());
   REQUIRE(table_size >= 0);
   tensor.table.resize(static_cast<size_t>(table_size));
   tensor.index.resize(2 * chunks);

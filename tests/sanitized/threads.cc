@@ -1,5 +1,5 @@
-// Several jobs by four threads, and several such calls at once: for ThreadSanitizer, and the bytes must be those that
-// one thread makes.
+// Several jobs by four threads, and several such calls at once: for ThreadSanitizer, and the bytes must be
+// those that one thread makes.
 #include <thread>
 
 #include "tensor.h"

@@ -1,0 +1,136 @@
+"""One frame (spec §5) from a tensor that exists only a piece at a time."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from neuzip import _native
+from neuzip._native import Bytes, Words
+from neuzip.codec import Coding, EncodeRun, Options, Plan, encode_runs, make_plan
+from neuzip.errors import InvalidArgument
+from neuzip.frame import header_bytes
+from neuzip.layouts import DType
+
+# The kinds and sizes of a table blob's parts (spec §5).
+_RANK = 1
+_BLOB = struct.Struct("<BBH")
+_FIRST_CHUNK = struct.Struct("<I")
+_ENTRY_HEADER = 8
+_RANK_TABLE = 36
+_MAX_ENTRIES = 0xFFFF
+
+
+class PiecewiseEncoder:
+    """Encodes consecutive pieces of a tensor of ``shape`` and ``dtype``; only compressed bytes are kept.
+
+    Every piece is planned on its own. The frame decodes to the same bytes as :func:`neuzip.frame.encode`'s, but
+    its tables, and so its own bytes, may differ.
+    """
+
+    def __init__(self, dtype: DType, shape: Sequence[int], options: Options | None = None) -> None:
+        self._dtype, self._shape, self._options = dtype, tuple(shape), options or Options()
+        self._size = dtype.nbytes(shape)
+        self._plan: Plan | None = None
+        self._tables = _Tables()
+        self._taken = 0
+        self._chunks: list[Bytes] = []
+        self._indices: list[Words] = []
+
+    def add(self, piece: Any) -> None:
+        """Takes the next original bytes, any buffer. All pieces but the last are whole chunks: multiples of
+        ``2^options.chunk_log2`` elements (of 1 MiB where a dtype is not cut into planes).
+
+        Raises InvalidArgument if a piece is not, or goes beyond the tensor.
+        """
+        view = _native.as_bytes(piece)
+        first = self._plan or make_plan(view, self._dtype.layout, self._options)
+        if self._taken % first.chunk_size or self._taken + view.size > self._size:
+            raise InvalidArgument(
+                f"{view.size} bytes do not continue a tensor of {self._size} at {self._taken}"
+            )
+        plan = make_plan(view, self._dtype.layout, self._options) if self._plan else first
+        if plan.coding is not first.coding or not self._tables.takes(plan.table):
+            # Chunks without a table of the tensor may bring their own (§4, mode local).
+            plan = replace(first, table=b"", size=view.size)
+        buffer = np.empty(plan.capacity, np.uint8)
+        index = np.empty(2 * plan.chunk_count, np.uint32)
+        run = EncodeRun(plan, view, buffer.ctypes.data, index)
+        encode_runs([run], self._options)
+        if plan.coding is Coding.PLANES:
+            self._tables.add(plan.table, self._taken // plan.chunk_size)
+        self._plan = first
+        self._taken += view.size
+        self._chunks.append(buffer[: run.written].copy())
+        self._indices.append(index)
+
+    def finish(self) -> Bytes:
+        """The frame. Raises InvalidArgument if pieces are missing."""
+        if self._taken != self._size:
+            raise InvalidArgument(f"{self._taken} bytes of a tensor of {self._size} have been given")
+        first = self._plan or make_plan(np.empty(0, np.uint8), self._dtype.layout, self._options)
+        plan = replace(first, table=self._tables.blob(), size=self._size)
+        index = np.concatenate([np.empty(0, np.uint32), *self._indices])
+        header = header_bytes(self._dtype, self._shape, plan, self._options.level, index)
+        size = len(header) + sum(chunk.size for chunk in self._chunks)
+        frame = np.empty(-(-size // 8) * 8, np.uint8)
+        frame[: len(header)] = header
+        frame[size:] = 0
+        at = len(header)
+        # Each piece is let go when it is copied: an untouched page of the frame takes no memory yet.
+        for chunk in self._take_chunks():
+            frame[at : at + chunk.size] = chunk
+            at += chunk.size
+        return frame
+
+    def _take_chunks(self) -> Any:
+        self._chunks.reverse()
+        while self._chunks:
+            yield self._chunks.pop()
+
+
+class _Tables:
+    """The table blobs of pieces, joined into one."""
+
+    def __init__(self) -> None:
+        self._kind = 0
+        self._entries: list[bytes] = []
+
+    def takes(self, blob: bytes) -> bool:
+        """Whether a blob can be joined: all entries have one kind (§5)."""
+        if not blob:
+            return True
+        kind: int
+        count: int
+        kind, _, count = _BLOB.unpack_from(blob)
+        return kind == (self._kind or kind) and len(self._entries) + count <= _MAX_ENTRIES
+
+    def add(self, blob: bytes, first_chunk: int) -> None:
+        """Joins a blob whose chunks begin at ``first_chunk`` of the tensor."""
+        if not blob:
+            return
+        self._kind, _, count = _BLOB.unpack_from(blob)
+        at = _BLOB.size
+        for _ in range(count):
+            end = at + _entry_size(self._kind, blob, at)
+            # The first entry begins at chunk 0, even if the chunks before this piece do not use it.
+            first = _FIRST_CHUNK.unpack_from(blob, at)[0] + first_chunk if self._entries else 0
+            self._entries.append(_FIRST_CHUNK.pack(first) + blob[at + _FIRST_CHUNK.size : end])
+            at = end
+
+    def blob(self) -> bytes:
+        if not self._entries:
+            return b""
+        return _BLOB.pack(self._kind, 0, len(self._entries)) + b"".join(self._entries)
+
+
+def _entry_size(kind: int, blob: bytes, at: int) -> int:
+    if kind == _RANK:
+        return _ENTRY_HEADER + _RANK_TABLE
+    # A byte table (§4.3): 36 bytes, then a u16 for each of its symbols.
+    count: int = struct.unpack_from("<H", blob, at + _ENTRY_HEADER + 2)[0]
+    return _ENTRY_HEADER + -(-(36 + 2 * count) // 4) * 4
