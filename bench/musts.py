@@ -46,7 +46,9 @@ class Verdict:
 
 
 def judge(results: Results) -> list[Verdict]:
-    return [verdict(must, list(must.findings(results))) for must in MUSTS]
+    """Of what was asked; a must whose questions were not asked is left out."""
+    found = [(must, list(must.findings(results))) for must in MUSTS]
+    return [verdict(must, findings) for must, findings in found if findings]
 
 
 def verdict(must: Must, findings: list[Finding]) -> Verdict:
@@ -60,32 +62,31 @@ def verdict(must: Must, findings: list[Finding]) -> Verdict:
     return Verdict(must.what, must.must, must.aim, texts, word)
 
 
-def smaller(codec: str, data: str, ours: float | None, limits: dict[str, float | None]) -> Finding:
+def smaller(data: str, ours: float | None, limits: dict[str, float | None]) -> Iterator[Finding]:
     """Whether our ratio is at most the least of the peers'."""
     known = {name: limit for name, limit in limits.items() if limit is not None}
-    if ours is None or not known:
-        return Finding(f"{TITLES[data]}: not run", None)
-    name, limit = min(known.items(), key=lambda item: item[1])
-    return Finding(f"{TITLES[data]}: {ours:.4f}, {name} {limit:.4f}", ours <= limit)
+    if ours is not None and known:
+        name, limit = min(known.items(), key=lambda item: item[1])
+        yield Finding(f"{TITLES[data]}: {ours:.4f}, {name} {limit:.4f}", ours <= limit)
 
 
 def ratio_default(results: Results) -> Iterator[Finding]:
     for data in BF16:
         zipnn = results.ratio(data, "ZipNN", TENSORS)
         limit = None if zipnn is None else zipnn - ZIPNN_LEAD
-        yield smaller(DEFAULT, data, results.ratio(data, DEFAULT, TENSORS), {"ZipNN − .0010": limit})
+        yield from smaller(data, results.ratio(data, DEFAULT, TENSORS), {"ZipNN − .0010": limit})
 
 
 def ratio_max(results: Results) -> Iterator[Finding]:
     for data in BF16:
-        yield smaller(MAX, data, results.ratio(data, MAX, FILE), {"lmz": results.ratio(data, "lmz", FILE)})
+        yield from smaller(data, results.ratio(data, MAX, FILE), {"lmz": results.ratio(data, "lmz", FILE)})
 
 
 def ratio_others(results: Results) -> Iterator[Finding]:
     """Our whole file, header and digests included, against lmz's file and ZipNN's bare tensors."""
     for data in OTHERS:
         limits = {"ZipNN": results.ratio(data, "ZipNN", TENSORS), "lmz": results.ratio(data, "lmz", FILE)}
-        yield smaller(DEFAULT, data, results.ratio(data, DEFAULT, FILE), limits)
+        yield from smaller(data, results.ratio(data, DEFAULT, FILE), limits)
 
 
 @dataclass(frozen=True)
@@ -102,24 +103,26 @@ class Faster:
     each: bool = False
 
     def __call__(self, results: Results) -> Iterator[Finding]:
+        if not any(row.question == self.question for row in results.measurements):
+            return
         if self.isa is not None and self.isa not in results.machine.isas:
             yield Finding(f"no {self.isa} here: {why_unavailable(self.isa)}", None)
             return
         if self.threads > results.machine.cores:
-            yield Finding(f"{results.machine.cores} core", None)
+            yield Finding(f"{results.machine.cores} core here", None)
             return
+        threads = "" if self.threads == 1 else f", {self.threads} threads"
         for data in self.data:
             found = results.find(
                 self.question, data, self.codec, self.threads, self.memory, self.isa, self.each
             )
-            threads = "" if self.threads == 1 else f", {self.threads} threads"
-            what = f"{TITLES[data]}, {self.question}{threads}"
+            if found is None:
+                continue
             for name, least in self.least.items():
-                if found is None or name not in found.against:
-                    yield Finding(f"{what}: not run", None)
-                    continue
                 times = found.against[name]
-                yield Finding(f"{what}: {times:.2f}× {name}", times >= least)
+                yield Finding(
+                    f"{TITLES[data]}, {self.question}{threads}: {times:.2f}× {name}", times >= least
+                )
 
 
 def both(*parts: Faster) -> Callable[[Results], Iterator[Finding]]:

@@ -68,7 +68,8 @@ def run(questions: tuple[str, ...], tiny: bool) -> Results:
 def show(results: Results) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(terminal_table(results))
-    console.print(verdict_table(judge(results)))
+    if verdicts := judge(results):
+        console.print(verdict_table(verdicts))
 
 
 def render(results: Results, folder: Path, readme: Path) -> None:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "chunk.h"
 #include "histogram.h"
 #include "kernels.h"
 #include "rans.h"
@@ -140,20 +141,24 @@ Candidate make_candidate(TableKind kind, const Layout &layout, int32_t level, co
   return c;
 }
 
-// The kind of table the whole tensor is coded with; kNone if none saves enough to make up for states and
-// words.
-TableKind choose_kind(const Layout &layout, int32_t level, const std::vector<Sample> &samples) {
+// The kind of table the whole tensor is coded with; kNone if none saves enough to make up for itself and for the
+// states of every chunk's stream.
+TableKind choose_kind(const Layout &layout, int32_t level, int chunk_log2, const std::vector<Sample> &samples,
+                      uint64_t units) {
   Sample all = {};
   for (const Sample &s : samples) all.add(s);
   const bool max = level == NZ_LEVEL_MAX;
   const uint64_t bits = all.units * (layout.width > 1 ? 16 : 8);
   TableKind best = TableKind::kNone;
   uint64_t best_cost = bits - bits / 200;
+  const uint64_t states = (((units - 1) >> chunk_log2) + 1) * (kStateBytes - (layout.width > 1 ? kPayloadBytes : 0));
   const auto consider = [&](TableKind kind, uint64_t margin) {
     const Candidate c = make_candidate(kind, layout, level, all);
-    if (!c.size || c.cost + margin >= best_cost) return;
+    // The sample's cost, and its share of what the tensor pays once.
+    const uint64_t cost = c.cost + 8 * (states + kEntryHeader + c.size) * all.units / units;
+    if (!c.size || cost + margin >= best_cost) return;
     best = kind;
-    best_cost = c.cost;
+    best_cost = cost;
   };
   consider(TableKind::kRank, 0);
   // Ranks decode fastest, so another table has to be worth it.
@@ -170,7 +175,7 @@ int32_t plan(const Layout &layout, int32_t level, int chunk_log2, const uint8_t 
   if (units < 256) return 0;
   const bool heads = level == NZ_LEVEL_MAX && layout.joint;
   std::vector<Sample> samples = sample_segments(layout, heads, chunk_log2, src, units);
-  const TableKind kind = choose_kind(layout, level, samples);
+  const TableKind kind = choose_kind(layout, level, chunk_log2, samples, units);
   if (kind == TableKind::kNone) return 0;
   samples = merge_segments(samples, kind, units);
   size_t at = kBlobHeader;

@@ -25,13 +25,15 @@ _COMPARE_BYTES = 1 << 20
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turns an OSError of the block into a StorageError that names `path`."""
+    """Turns an OSError of the block into a StorageError that names `path` and keeps the errno."""
     try:
         yield
     except NeuzipError:
         raise
     except OSError as error:
-        raise StorageError(error.strerror or str(error), file=path) from error
+        named = StorageError(error.strerror or str(error), file=path)
+        named.errno = error.errno
+        raise named from error
 
 
 class MappedFile:

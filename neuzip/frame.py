@@ -166,8 +166,6 @@ def read_header(buffer: Any, *, whole: bool = False) -> Header:
 
 def _check_header(header: Header) -> None:
     plan = header.plan
-    if header.level >= len(LEVELS):
-        raise CorruptFrame(f"level {header.level} is unknown")
     if header.dtype.nbytes(header.shape) != plan.size:
         raise CorruptFrame(f"shape {header.shape} of {header.dtype.name} does not have {plan.size} bytes")
     if plan.coding is Coding.PLANES and not plan.layout.planes:

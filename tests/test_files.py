@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def test_missing_source(tmp_path: Path) -> None:
         with pytest.raises(StorageError) as caught:
             work(tmp_path / "none.nz.safetensors", tmp_path / "out")
         assert caught.value.file == str(tmp_path / "none.nz.safetensors")
+        assert caught.value.errno == errno.ENOENT
     with pytest.raises(StorageError):
         verify_file(tmp_path / "none")
 

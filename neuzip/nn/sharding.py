@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from neuzip.errors import InvalidArgument
-from neuzip.nn.weight import Weight, decode
+from neuzip.nn.ops import dense_pieces
+from neuzip.nn.weight import Weight
 
 if TYPE_CHECKING:
     from neuzip.nn.tensor import CompressedTensor
@@ -30,6 +31,9 @@ thirds, fp32 five sixths; what takes more pays for a second all-gather."""
 
 _HEADER = 256
 """Bytes reserved beside that for the header and the chunk table of small shards."""
+
+_PIECE_BYTES = 4 << 20
+"""Dense bytes decoded at a time on their way into the parameter: what stays in the cache between both copies."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def post_all_gather(
         whole = out.detach()
     with torch.autograd._unsafe_preserve_version_counter(whole if out is None else out):
         for rank, frame in enumerate(frames):
-            _decode_rows(frame, whole[rank * rows : (rank + 1) * rows])
+            _decode_rows(frame, whole[rank * rows : (rank + 1) * rows], sent.weight)
     # The frames are of no use any more; FSDP gives them memory again before the next all-gather.
     gathered.untyped_storage().resize_(0)
     return None if out is not None else (whole, (whole,))
@@ -117,8 +121,7 @@ def _frames(parts: torch.Tensor, sent: Sent) -> list[torch.Tensor]:
     ]
 
 
-def _decode_rows(frame: torch.Tensor, out: torch.Tensor) -> None:
-    if out.device.type == "cpu":
-        decode(frame, out)
-    else:
-        out.copy_(decode(frame.cpu(), torch.empty(out.shape, dtype=out.dtype)))
+def _decode_rows(frame: torch.Tensor, out: torch.Tensor, weight: Weight) -> None:
+    # Through copies, because FSDP resizes both storages, and torch pins down any that NumPy has seen.
+    for start, stop, piece in dense_pieces(frame.clone(), weight.shape, weight.dtype, _PIECE_BYTES):
+        out[start:stop].copy_(piece)

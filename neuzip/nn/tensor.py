@@ -210,7 +210,9 @@ def _as_like(tensor: CompressedTensor, like: torch.Tensor) -> Any:
 def _rebuild(
     kind: type[CompressedTensor], state: Any, geometry: Any, requires_grad: bool, parameter: bool
 ) -> Any:
-    tensor = kind(Weight(*state), *geometry)
+    weight = Weight(*state)
+    weight.check()  # the file may come from anywhere
+    tensor = kind(weight, *geometry)
     if parameter:
         return torch.nn.Parameter(tensor, requires_grad=requires_grad)
     return tensor.requires_grad_(requires_grad)
@@ -291,3 +293,7 @@ def _own_results(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     return args[position] if position < len(args) else kwargs[argument.name]
     return result
+
+
+# What torch.load may call with weights_only=True, its default, which distributed checkpoints use too.
+torch.serialization.add_safe_globals([CompressedTensor, _rebuild])

@@ -11,7 +11,7 @@ import torch
 from neuzip import frame
 from neuzip.codec import Options
 from neuzip.errors import InvalidArgument
-from neuzip.torch import dtype_of, memory
+from neuzip.torch import dtype_of, memory, native_shape
 
 PIECE_BYTES = 256 << 20
 """Dense bytes above which a weight is decoded, used and discarded in pieces of this many bytes."""
@@ -81,6 +81,19 @@ class Weight:
         contiguous = dense.detach().contiguous()
         encoded = encode(contiguous.cpu(), Options(level=level))
         return cls(encoded.to(dense.device), tuple(dense.shape), dense.dtype, level, piece_bytes)
+
+    def check(self) -> None:
+        """Raises InvalidArgument unless the frame is one of this shape and dtype; its chunks are not decoded.
+
+        Also raises CorruptFrame, TruncatedInput, UnsupportedFormat.
+        """
+        if self.frame.dtype != torch.uint8 or self.frame.dim() != 1:
+            raise InvalidArgument(f"a frame is uint8 (frame_size,), not {self.frame.dtype} {list(self.frame.shape)}")
+        header = frame.read_header(memory(self.frame.cpu()), whole=True)
+        if header.dtype is not dtype_of(self.dtype) or native_shape(header.dtype, header.shape) != self.shape:
+            raise InvalidArgument(
+                f"the frame holds {header.dtype.name} {list(header.shape)}, not {self.dtype} {list(self.shape)}"
+            )
 
     @property
     def device(self) -> torch.device:

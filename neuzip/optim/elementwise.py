@@ -17,8 +17,8 @@ _GRAIN = 32768
 _VECTOR = 64
 """Elements that a vectorised CPU loop takes at once, at most: two registers of 512 bits, 16-bit elements."""
 
-_STEPS = 3
-_SHAPE = (64, 32)
+_STEPS = 2
+_SHAPE = (32, 32)
 _ODD = 31  # below any vector loop's stride, so that every element is stepped by the scalar loop
 
 Step = Callable[[torch.nn.Parameter, dict[Any, Any]], dict[Any, Any]]
