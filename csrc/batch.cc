@@ -138,21 +138,38 @@ void place_chunk(nz_encode_job *job, Placement *placement, uint64_t chunk, const
   if (fits) std::memcpy(job->dst + at, bytes, size);
 }
 
+// What a thread works with. Kept for its next call: fresh memory costs a small tensor more than coding it.
+struct Workbench {
+  DecodeScratchPtr decode;
+  EncodeScratchPtr encode;
+  std::unique_ptr<TableCache> table;
+};
+
+// This thread's, with what `scratch` names made if it was not; null if memory is short.
+template <typename Scratch>
+Workbench *workbench(Scratch Workbench::*scratch, Scratch (*make)()) {
+  static thread_local Workbench bench;
+  if (!(bench.*scratch)) bench.*scratch = make();
+  if (!bench.table) bench.table.reset(new (std::nothrow) TableCache);
+  if (!(bench.*scratch) || !bench.table) return nullptr;
+  bench.table->forget();
+  return &bench;
+}
+
 void encode_tasks(nz_encode_job *jobs, const std::vector<Prepared> &prepared, Tasks *tasks,
                   std::vector<Placement> *placements) {
-  const EncodeScratchPtr scratch = make_encode_scratch();
-  const std::unique_ptr<TableCache> table(new (std::nothrow) TableCache);
+  Workbench *const bench = workbench(&Workbench::encode, make_encode_scratch);
   size_t j;
   uint64_t chunk;
-  while (scratch && table && tasks->take(&j, &chunk)) {
+  while (bench && tasks->take(&j, &chunk)) {
     nz_encode_job &job = jobs[j];
     const Layout &layout = *prepared[j].layout;
     const uint64_t from = chunk << job.chunk_log2;
     const size_t units = static_cast<size_t>(std::min(job.units - from, uint64_t{1} << job.chunk_log2));
     const uint64_t width = static_cast<uint64_t>(layout.width);
     const uint8_t *src = job.src + from * width, *bytes;
-    table->load(prepared[j].blob, job.first_chunk + chunk);
-    const size_t size = encode_chunk(layout, *table, src, units, scratch.get(), &bytes);
+    bench->table->load(prepared[j].blob, job.first_chunk + chunk);
+    const size_t size = encode_chunk(layout, *bench->table, src, units, bench->encode.get(), &bytes);
     job.index[2 * chunk] = static_cast<uint32_t>(size);
     job.index[2 * chunk + 1] = static_cast<uint32_t>(kernels().checksum64(src, units * width));
     place_chunk(&job, &(*placements)[j], chunk, bytes, size);
@@ -190,8 +207,7 @@ int run_of_alike(const TableBlob &blob, uint64_t number, const DecodeChunk *chun
 }
 
 void decode_task(nz_decode_job *job, const Prepared &prepared, const std::vector<uint64_t> &offsets,
-                 uint64_t first, int count, DecodeScratch *scratch, TableCache *table,
-                 std::atomic<uint64_t> *bad) {
+                 uint64_t first, int count, Workbench *bench, std::atomic<uint64_t> *bad) {
   const Layout &layout = *prepared.layout;
   const uint64_t width = static_cast<uint64_t>(layout.width);
   DecodeChunk chunks[kMaxInterleave];
@@ -209,8 +225,8 @@ void decode_task(nz_decode_job *job, const Prepared &prepared, const std::vector
     const uint64_t number = job->first_chunk + first + static_cast<uint64_t>(k);
     const int alike = run_of_alike(prepared.blob, number, chunks + k, count - k);
     const int together = alike >= 4 ? 4 : alike >= 2 ? 2 : 1;
-    table->load(prepared.blob, number);
-    decode_chunks(layout, *table, chunks + k, together, scratch);
+    bench->table->load(prepared.blob, number);
+    decode_chunks(layout, *bench->table, chunks + k, together, bench->decode.get());
     k += together;
   }
   for (int k = 0; k < count; k++) {
@@ -249,14 +265,13 @@ void decode_jobs(nz_decode_job *jobs, size_t count, int32_t threads) {
   for (auto &b : bad) b = UINT64_MAX;
   std::atomic<uint64_t> done{0};
   run_threads(threads, tasks.total(), [&] {
-    const DecodeScratchPtr scratch = make_decode_scratch();
-    const std::unique_ptr<TableCache> table(new (std::nothrow) TableCache);
+    Workbench *const bench = workbench(&Workbench::decode, make_decode_scratch);
     size_t j;
     uint64_t first;
-    while (scratch && table && tasks.take(&j, &first)) {
+    while (bench && tasks.take(&j, &first)) {
       const uint64_t left = Tasks::chunk_count(jobs[j]) - first;
       const int n = static_cast<int>(std::min<uint64_t>(left, static_cast<uint64_t>(group)));
-      decode_task(&jobs[j], prepared[j], offsets[j], first, n, scratch.get(), table.get(), &bad[j]);
+      decode_task(&jobs[j], prepared[j], offsets[j], first, n, bench, &bad[j]);
       done++;
     }
   });

@@ -141,8 +141,8 @@ Candidate make_candidate(TableKind kind, const Layout &layout, int32_t level, co
   return c;
 }
 
-// The kind of table the whole tensor is coded with; kNone if none saves enough to make up for itself and for the
-// states of every chunk's stream.
+// The kind of table the whole tensor is coded with; kNone if none saves enough to make up for itself and for
+// the states of every chunk's stream.
 TableKind choose_kind(const Layout &layout, int32_t level, int chunk_log2, const std::vector<Sample> &samples,
                       uint64_t units) {
   Sample all = {};
@@ -151,7 +151,8 @@ TableKind choose_kind(const Layout &layout, int32_t level, int chunk_log2, const
   const uint64_t bits = all.units * (layout.width > 1 ? 16 : 8);
   TableKind best = TableKind::kNone;
   uint64_t best_cost = bits - bits / 200;
-  const uint64_t states = (((units - 1) >> chunk_log2) + 1) * (kStateBytes - (layout.width > 1 ? kPayloadBytes : 0));
+  const uint64_t states =
+      (((units - 1) >> chunk_log2) + 1) * (kStateBytes - (layout.width > 1 ? kPayloadBytes : 0));
   const auto consider = [&](TableKind kind, uint64_t margin) {
     const Candidate c = make_candidate(kind, layout, level, all);
     // The sample's cost, and its share of what the tensor pays once.

@@ -52,6 +52,8 @@ class TableCache {
   ByteTable byte;  // of kByte and kJoint
 
   void load(const TableBlob &blob, uint64_t chunk);
+  // To be called where tables may have moved: a table is recognised by its address.
+  void forget() { loaded_ = nullptr; }
 
  private:
   const uint8_t *loaded_ = nullptr;

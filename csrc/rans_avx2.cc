@@ -47,8 +47,25 @@ inline void place_words(uint8_t **next, __m128i words, uint32_t mask) {
   *next -= 2 * _mm_popcnt_u32(mask);
 }
 
+// Eight entries of a table. Loads one by one: gathers are slower on AMD's processors, and on Intel's since
+// their microcode guards them.
+inline __m256i look_up(const uint32_t *table, const uint8_t *index) {
+  return _mm256_setr_epi32(static_cast<int>(table[index[0]]), static_cast<int>(table[index[1]]),
+                           static_cast<int>(table[index[2]]), static_cast<int>(table[index[3]]),
+                           static_cast<int>(table[index[4]]), static_cast<int>(table[index[5]]),
+                           static_cast<int>(table[index[6]]), static_cast<int>(table[index[7]]));
+}
+inline __m256i look_up(const uint32_t *table, __m256i index) {
+  const auto a = static_cast<uint64_t>(_mm256_extract_epi64(index, 0));
+  const auto b = static_cast<uint64_t>(_mm256_extract_epi64(index, 1));
+  const auto c = static_cast<uint64_t>(_mm256_extract_epi64(index, 2));
+  const auto d = static_cast<uint64_t>(_mm256_extract_epi64(index, 3));
+  const auto entry = [table](uint64_t i) { return static_cast<int>(table[i & 0xffffffff]); };
+  return _mm256_setr_epi32(entry(a), entry(a >> 32), entry(b), entry(b >> 32), entry(c), entry(c >> 32),
+                           entry(d), entry(d >> 32));
+}
+
 // --- rank decoder
-// ---------------------------------------------------------------------------------------------
 
 // A rank table in registers. kBoundaries is a compile-time bound of the number of main ranks.
 template <int kBoundaries>
@@ -183,7 +200,6 @@ void decode_rank(const RankTable &table, DecodeStream *streams, uint8_t *const *
 }
 
 // --- byte decoder
-// ---------------------------------------------------------------------------------------------
 
 // A stream's 32 states as four registers of eight.
 struct States {
@@ -201,9 +217,7 @@ inline void byte_step(const ByteTable &table, __m256i slot_mask, __m128i bits, S
   const __m256i twelve = _mm256_set1_epi32(0xfff), zero = _mm256_setzero_si256();
   __m256i entry[4];
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; j++)
-    entry[j] = _mm256_i32gather_epi32(reinterpret_cast<const int *>(table.slots),
-                                      _mm256_and_si256(states->x[j], slot_mask), 4);
+  for (int j = 0; j < 4; j++) entry[j] = look_up(table.slots, _mm256_and_si256(states->x[j], slot_mask));
 #pragma GCC unroll 4
   for (int j = 0; j < 4; j++) {
     const __m256i frequency = _mm256_and_si256(_mm256_srli_epi32(entry[j], 12), twelve);
@@ -251,7 +265,6 @@ void decode_byte(const ByteTable &table, DecodeStream *streams, uint8_t *const *
 }
 
 // --- encoders
-// -------------------------------------------------------------------------------------------------
 
 // y div f for y < 2^16 · f, and the remainder. The quotient is below 2^20 and comes from floats: y and the
 // reciprocal's product carry a relative error below 2^-22, the factor lowers it by 2^-21, so that the
@@ -329,9 +342,7 @@ void encode_byte(const ByteTable &table, EncodeStream *stream, const uint8_t *sy
   for (size_t s = steps; s-- > 0;) {
 #pragma GCC unroll 4
     for (int j = 3; j >= 0; j--) {
-      const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(symbols + kLanes * s + 8 * j));
-      const __m256i fs = _mm256_i32gather_epi32(reinterpret_cast<const int *>(table.frequency_start),
-                                                _mm256_cvtepu8_epi32(eight), 4);
+      const __m256i fs = look_up(table.frequency_start, symbols + kLanes * s + 8 * j);
       states.x[j] =
           put_bytes(states.x[j], _mm256_and_si256(fs, half), _mm256_srli_epi32(fs, 16), bits, rest, &next);
     }
@@ -341,7 +352,6 @@ void encode_byte(const ByteTable &table, EncodeStream *stream, const uint8_t *sy
 }
 
 // --- ranks
-// ----------------------------------------------------------------------------------------------------
 
 // The exponents of a tensor lie close together: those within 32 of the largest ranked one are looked up with
 // two shuffles, zero (whose exponent is far from all others) with a compare, and any other table byte by

@@ -34,7 +34,7 @@ struct RankTable {
 struct ByteTable {
   int bits;
   uint16_t frequency[256];        // 0 where a symbol has none
-  uint32_t frequency_start[256];  // frequency | start << 16, for one gather
+  uint32_t frequency_start[256];  // frequency | start << 16, for one lookup
   uint32_t slots[1 << kMaxByteBits];
 };
 

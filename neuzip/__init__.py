@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         TruncatedInput,
         UnsupportedFormat,
     )
+    from neuzip.integrations.transformers import NeuzipConfig
     from neuzip.reader import safe_open
 
     __version__: str
@@ -32,8 +33,10 @@ __all__ = [
     "verify_file",
 ]
 
-# Imported when first asked for, so that the command line starts before numpy and the library are loaded.
+# Imported when first asked for, so that the command line starts before numpy and the library are loaded. Not in
+# __all__ is what needs another library: `from neuzip import *` works without it.
 _HOMES = {
+    "NeuzipConfig": "neuzip.integrations.transformers",
     "Report": "neuzip.checkpoint",
     "compress_file": "neuzip.checkpoint",
     "decompress_file": "neuzip.checkpoint",
@@ -45,7 +48,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = _version()
-    elif name in __all__:
+    elif name in __all__ or name in _HOMES:
         value = getattr(import_module(_HOMES.get(name, "neuzip.errors")), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -54,7 +57,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_HOMES})
 
 
 def _version() -> str:

@@ -72,7 +72,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nz_checksum64": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_size_t]),
     "nz_plan": (
         ctypes.c_int32,
-        [ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p],
+        [ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p],
     ),
     "nz_chunk_bound": (ctypes.c_uint64, [ctypes.c_int32, ctypes.c_int32]),
     "nz_encode": (ctypes.c_int32, [ctypes.POINTER(EncodeJob), ctypes.c_size_t, ctypes.c_int32]),
@@ -156,11 +156,11 @@ def checksum64(buffer: Any) -> int:
 
 def plan(layout: int, level: int, chunk_log2: int, data: Bytes, units: int) -> bytes:
     """The table blob for a tensor; empty if no table pays."""
-    table = ctypes.create_string_buffer(TABLE_CAPACITY)
-    length = _LIBRARY.nz_plan(layout, level, chunk_log2, data.ctypes.data, units, table)
+    table = np.empty(TABLE_CAPACITY, np.uint8)
+    length = _LIBRARY.nz_plan(layout, level, chunk_log2, data.ctypes.data, units, table.ctypes.data)
     if length < 0:
         raise _error(length)
-    return ctypes.string_at(table, length)
+    return table[:length].tobytes()
 
 
 def chunk_bound(layout: int, chunk_log2: int) -> int:

@@ -176,7 +176,7 @@ class Container:
             count = min(step, header.chunk_count - first)
             start = first * header.chunk_size
             out = next(buffers)[: min(count * header.chunk_size, header.size - start)]
-            chunks = data[int(header.offsets[first]) : int(header.offsets[first + count])]
+            chunks = data[header.offsets[first] : header.offsets[first + count]]
             try:
                 frame.decode_chunks(header, chunks, first, count, out, options)
             except NeuzipError as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -84,13 +85,9 @@ class Header:
         return self.index[1::2]
 
     @cached_property
-    def offsets(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    def offsets(self) -> list[int]:
         """Offset of each chunk in the frame, and of the end of the last."""
-        offsets = np.empty(self.chunk_count + 1, np.uint64)
-        offsets[0] = self.header_size
-        np.cumsum(self.lengths, dtype=np.uint64, out=offsets[1:])
-        offsets[1:] += np.uint64(self.header_size)
-        return offsets
+        return list(itertools.accumulate(self.lengths.tolist(), initial=self.header_size))
 
 
 def _padded(size: int) -> int:
@@ -101,14 +98,28 @@ def _header_size(ndim: int, table_size: int, chunk_count: int) -> int:
     return FIXED_SIZE + 8 * ndim + table_size + 8 * chunk_count
 
 
-def header_length(prefix: Any) -> int:
-    """Bytes of the header that begins with ``prefix``, of which 40 are enough. Checks nothing but the
-    magic, version and coding; the result is bounded by the frame size the header claims."""
-    view = bytes(_native.as_bytes(prefix)[:FIXED_SIZE])
-    if len(view) < FIXED_SIZE:
-        raise TruncatedInput(f"a frame header has at least {FIXED_SIZE} bytes, here are {len(view)}")
-    magic, version, code, coding, chunk_log2, required, ndim, _, table_size, size, frame_size, _ = (
-        _FIXED.unpack(view)
+@dataclass(frozen=True)
+class _Fixed:
+    """The first 40 bytes of a header, as far as they can be checked alone."""
+
+    dtype: DType
+    plan: Plan  # without its table
+    ndim: int
+    level: int
+    table_size: int
+    frame_size: int
+    checksum: int
+
+    @property
+    def header_size(self) -> int:
+        return _header_size(self.ndim, self.table_size, self.plan.chunk_count)
+
+
+def _read_fixed(view: Bytes) -> _Fixed:
+    if view.size < FIXED_SIZE:
+        raise TruncatedInput(f"a frame header has at least {FIXED_SIZE} bytes, here are {view.size}")
+    magic, version, code, coding, chunk_log2, required, ndim, level, table_size, size, frame_size, checksum = (
+        _FIXED.unpack_from(view)
     )
     if magic != MAGIC:
         raise UnsupportedFormat("not a neuzip frame: wrong magic")
@@ -121,17 +132,22 @@ def header_length(prefix: Any) -> int:
     dtype = dtype_by_code(code)
     if dtype is None:
         raise UnsupportedFormat(f"dtype code {code} is unknown")
-    if coding > max(Coding):
+    if coding > Coding.ZSTD:
         raise UnsupportedFormat(f"coding {coding} is unknown")
     if not 10 <= chunk_log2 <= (16 if coding == Coding.PLANES else 20) or ndim > _MAX_NDIM:
         raise CorruptFrame("the frame header has impossible chunk sizes or dimensions")
     if size > frame_size << _MAX_RATIO_LOG2:
         raise CorruptFrame(f"the frame claims {size} original bytes in {frame_size}")
     plan = Plan(dtype.layout, Coding(coding), chunk_log2, b"", size)
-    length = _header_size(ndim, table_size, plan.chunk_count)
-    if length > frame_size:
+    fixed = _Fixed(dtype, plan, ndim, level, table_size, frame_size, checksum)
+    if fixed.header_size > frame_size:
         raise CorruptFrame("the frame header is longer than its frame")
-    return length
+    return fixed
+
+
+def header_length(prefix: Any) -> int:
+    """Bytes of the header that begins with ``prefix``, of which 40 are enough; at most those of its frame."""
+    return _read_fixed(_native.as_bytes(prefix)).header_size
 
 
 def read_header(buffer: Any, *, whole: bool = False) -> Header:
@@ -141,23 +157,19 @@ def read_header(buffer: Any, *, whole: bool = False) -> Header:
     CorruptFrame or UnsupportedFormat.
     """
     view = _native.as_bytes(buffer)
-    length = header_length(view)
+    fixed = _read_fixed(view)
+    length = fixed.header_size
     if view.size < length:
         raise TruncatedInput(f"the frame header has {length} bytes, here are {view.size}")
     raw = bytearray(view[:length])
-    _, _, code, coding, chunk_log2, _, ndim, level, table_size, size, frame_size, checksum = (
-        _FIXED.unpack_from(raw)
-    )
     raw[_CHECKSUM] = bytes(8)
-    if _native.checksum64(raw) != checksum:
+    if _native.checksum64(raw) != fixed.checksum:
         raise CorruptFrame("the frame header does not match its checksum")
-    dtype = dtype_by_code(code)
-    assert dtype is not None  # header_length has looked
-    shape = struct.unpack_from(f"<{ndim}Q", raw, FIXED_SIZE)
-    at = FIXED_SIZE + 8 * ndim
-    plan = Plan(dtype.layout, Coding(coding), chunk_log2, bytes(raw[at : at + table_size]), size)
+    shape = struct.unpack_from(f"<{fixed.ndim}Q", raw, FIXED_SIZE)
+    at = FIXED_SIZE + 8 * fixed.ndim
+    plan = replace(fixed.plan, table=bytes(raw[at : at + fixed.table_size]))
     index = np.frombuffer(raw, "<u4", offset=length - 8 * plan.chunk_count)
-    header = Header(dtype, shape, level, plan, frame_size, length, index)
+    header = Header(fixed.dtype, shape, fixed.level, plan, fixed.frame_size, length, index)
     _check_header(header)
     if whole:
         _check_whole(header, view)
@@ -172,7 +184,7 @@ def _check_header(header: Header) -> None:
         raise CorruptFrame(f"{header.dtype.name} is not cut into planes")
     if plan.coding is not Coding.PLANES and plan.table:
         raise CorruptFrame("only planes have a table")
-    if _padded(int(header.offsets[-1])) != header.frame_size:
+    if _padded(header.offsets[-1]) != header.frame_size:
         raise CorruptFrame("the chunks do not fill the frame")
     last = plan.size - (plan.chunk_count - 1) * plan.chunk_size
     if plan.coding is not Coding.PLANES and plan.chunk_count:
@@ -189,13 +201,22 @@ def _check_whole(header: Header, view: Bytes) -> None:
         raise TruncatedInput(f"the frame has {header.frame_size} bytes, here are {view.size}")
     if view.size > header.frame_size:
         raise CorruptFrame(f"{view.size - header.frame_size} bytes follow the frame")
-    if view[int(header.offsets[-1]) :].any():
+    if view[header.offsets[-1] :].any():
         raise CorruptFrame("padding is not zero")
 
 
-def decode(frame: Any, out: Any, options: Options | None = None) -> None:
-    """Decodes a whole frame into ``out``, a writable buffer of exactly its original size."""
-    decode_many([(frame, out)], options)
+def decode(frame: Any, out: Any, options: Options | None = None, header: Header | None = None) -> None:
+    """Decodes a whole frame into ``out``, a writable buffer of exactly its original size.
+
+    header: the frame's, if it was read as a whole frame's before.
+    """
+    view = _native.as_bytes(frame)
+    header = header or read_header(view, whole=True)
+    decode_chunks(header, _all_chunks(header, view), 0, header.chunk_count, out, options)
+
+
+def _all_chunks(header: Header, frame: Bytes) -> Bytes:
+    return frame[header.header_size : header.offsets[-1]]
 
 
 def decode_many(
@@ -208,7 +229,7 @@ def decode_many(
         try:
             view = _native.as_bytes(frame)
             header = read_header(view, whole=True)
-            runs.append(_decode_run(header, view[header.header_size : int(header.offsets[-1])], 0, None, out))
+            runs.append(_decode_run(header, _all_chunks(header, view), 0, header.chunk_count, out))
         except NeuzipError as error:
             raise error.at(tensor=names[number] if names else None) from None
     decode_runs(runs, options)
@@ -229,20 +250,21 @@ def decode_chunks(
         raise run.error
 
 
-def _decode_run(header: Header, data: Bytes, first: int, count: int | None, out: Any) -> DecodeRun:
-    count = header.chunk_count - first if count is None else count
+def _decode_run(header: Header, data: Bytes, first: int, count: int, out: Any) -> DecodeRun:
     if first < 0 or count < 0 or first + count > header.chunk_count:
         raise InvalidArgument(f"chunks {first} to {first + count} of {header.chunk_count}")
-    start, end = first * header.chunk_size, min((first + count) * header.chunk_size, header.size)
+    start, end = (min(chunk * header.chunk_size, header.size) for chunk in (first, first + count))
     target = _native.as_bytes(out)
     if target.size != end - start or not target.flags.writeable:
         raise InvalidArgument(f"out must be a writable buffer of {end - start} bytes")
-    if data.size != int(header.offsets[first + count] - header.offsets[first]):
+    if data.size != header.offsets[first + count] - header.offsets[first]:
         raise TruncatedInput(f"chunks {first} to {first + count} have other lengths than {data.size} bytes")
     return DecodeRun(header.plan, data, header.index[2 * first : 2 * (first + count)], target, first)
 
 
 def _check_source(view: Bytes, dtype: DType, shape: Sequence[int]) -> None:
+    if not all(0 <= length < 1 << 64 for length in shape):
+        raise InvalidArgument(f"shape {tuple(shape)} has impossible lengths")
     if dtype.nbytes(shape) != view.size:
         raise InvalidArgument(f"shape {tuple(shape)} of {dtype.name} does not have {view.size} bytes")
     if len(shape) > _MAX_NDIM:

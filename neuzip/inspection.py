@@ -237,12 +237,12 @@ class Survey:
             count = min(step, header.chunk_count - first)
             start = first * header.chunk_size
             out = np.empty(min(count * header.chunk_size, header.size - start), np.uint8)
-            base = int(header.offsets[first])
-            chunks = data[base : int(header.offsets[first + count])]
+            base = header.offsets[first]
+            chunks = data[base : header.offsets[first + count]]
             frame.decode_chunks(header, chunks, first, count, out, options)  # checks the records read next
             if header.coding == PLANES:
                 for chunk in range(first, first + count):
-                    self._count_modes(chunks[int(header.offsets[chunk]) - base :])
+                    self._count_modes(chunks[header.offsets[chunk] - base :])
             yield out
 
     def _count_modes(self, chunk: memoryview) -> None:

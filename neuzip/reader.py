@@ -116,7 +116,7 @@ def _read_chunks(header: frame.Header, data: memoryview, start: int, out: Bytes,
 def _decode_run(
     header: frame.Header, data: memoryview, first: int, count: int, out: Bytes, options: Options
 ) -> None:
-    chunks = data[int(header.offsets[first]) : int(header.offsets[first + count])]
+    chunks = data[header.offsets[first] : header.offsets[first + count]]
     frame.decode_chunks(header, chunks, first, count, out, options)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,15 +29,16 @@ _DTYPES: dict[torch.dtype, DType] = {
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@runtime_checkable
-class Framed(Protocol):
-    """A tensor that lies compressed in memory (neuzip.nn.CompressedTensor)."""
+class Framed:
+    """A tensor that lies compressed in memory (neuzip.nn.CompressedTensor), as far as saving needs to know."""
 
     def whole_frame(self) -> torch.Tensor | None:
         """Its frame, uint8 (frame_size,), if it is no partial view of a tensor."""
+        raise NotImplementedError
 
     def dense(self) -> torch.Tensor:
         """Its value as an ordinary tensor."""
+        raise NotImplementedError
 
 
 class SharedMemory(InvalidArgument, RuntimeError):
@@ -115,7 +116,7 @@ def decompress(frame: Any, out: torch.Tensor | None = None, threads: int | None 
     else:
         _check_out(out, header.dtype, shape)
         tensor = out.detach()
-    frames.decode(frame, memory(tensor), Options(threads=threads))
+    frames.decode(frame, memory(tensor), Options(threads=threads), header)
     return tensor if out is None else out
 
 

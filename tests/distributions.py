@@ -51,9 +51,16 @@ def _rows(rng: Generator, dtype: DType, units: int) -> bytes:
     return _as_units(rng.normal(0, 1, units) * scale, dtype)
 
 
+def _bounded(rng: Generator, dtype: DType, units: int) -> bytes:
+    """Mantissas that begin with 00, but for a few: they are worth coding with the exponent."""
+    mantissas = np.where(rng.random(units) < 0.997, rng.uniform(1, 1.25, units), rng.uniform(1, 2, units))
+    signs = rng.integers(0, 2, units) * 2 - 1
+    return _as_units(4 * signs * mantissas * np.exp2(-rng.geometric(0.5, units)), dtype)
+
+
 def _outliers(rng: Generator, dtype: DType, units: int) -> bytes:
     """Weights with a few units of any bits among them: patches."""
-    data = np.frombuffer(_weights(rng, dtype, units), np.uint8).reshape(units, -1).copy()
+    data = np.frombuffer(_weights(rng, dtype, units), np.uint8).reshape(units, unit_width(dtype)).copy()
     at = rng.random(units) < 0.003
     data[at] = rng.integers(0, 256, (int(at.sum()), data.shape[1]), np.uint8)
     return data.tobytes()
@@ -100,6 +107,7 @@ def _steps(rng: Generator, dtype: DType, units: int) -> bytes:
 _DISTRIBUTIONS: dict[str, Callable[[Generator, DType, int], bytes]] = {
     "weights": _weights,
     "rows": _rows,
+    "bounded": _bounded,
     "outliers": _outliers,
     "constant": _constant,
     "zeros": _zeros,

@@ -1,4 +1,4 @@
-"""``neuzip/_native.py`` against ``csrc/neuzip.h``: every signature and field, and objects made through C pointers."""
+"""``neuzip/_native.py`` against ``csrc/neuzip.h``: signatures, fields, objects made through pointers."""
 
 from __future__ import annotations
 
@@ -158,7 +158,9 @@ def test_isa_select() -> None:
     assert not _native.isa_available("mmx")
 
 
-@pytest.mark.parametrize("arguments", [(0, 0, 16), (99, 0, 16), (1, 2, 16), (1, -1, 16), (1, 0, 9), (1, 0, 17)])
+@pytest.mark.parametrize(
+    "arguments", [(0, 0, 16), (99, 0, 16), (1, 2, 16), (1, -1, 16), (1, 0, 9), (1, 0, 17)]
+)
 def test_plan_refuses_wrong_arguments(arguments: tuple[int, int, int]) -> None:
     with pytest.raises(InvalidArgument):
         _native.plan(*arguments, np.zeros(4096, np.uint8), 2048)
@@ -171,7 +173,7 @@ def test_checksum_is_xxh3() -> None:
         assert _native.checksum64(data[:size]) == xxhash.xxh3_64_intdigest(data[:size].tobytes())
 
 
-# --- buffers --------------------------------------------------------------------------------------------------
+# --- buffers ---
 
 
 def test_as_bytes_copies_nothing() -> None:
@@ -192,7 +194,7 @@ def test_as_bytes_refuses_what_is_not_contiguous(buffer: Any) -> None:
         _native.as_bytes(buffer)
 
 
-# --- BytesBuilder ---------------------------------------------------------------------------------------------
+# --- BytesBuilder ---
 
 
 @pytest.mark.parametrize("capacity", [0, 2, 3, 100, 1 << 20])

@@ -94,7 +94,9 @@ def post_all_gather(
         whole = torch.empty((rows * len(frames), *others), dtype=sent.weight.dtype, device=gathered.device)
     else:
         whole = out.detach()
-    with torch.autograd._unsafe_preserve_version_counter(whole if out is None else out):
+    # Backward finds the same values in it, decoded again; tensors of inference mode count no versions.
+    versioned = () if out is None or out.is_inference() else (out,)
+    with torch.autograd._unsafe_preserve_version_counter(versioned):
         for rank, frame in enumerate(frames):
             _decode_rows(frame, whole[rank * rows : (rank + 1) * rows], sent.weight)
     # The frames are of no use any more; FSDP gives them memory again before the next all-gather.
@@ -114,7 +116,7 @@ def _frames(parts: torch.Tensor, sent: Sent) -> list[torch.Tensor]:
     rest = sent.frame[room:]
     mine[: rest.numel()] = rest
     others = parts.new_empty((parts.shape[0], excess))
-    dist.all_gather_into_tensor(others, mine, group=sent.group)
+    dist.all_gather(list(others), mine, group=sent.group)
     return [
         torch.cat([part[_PREFIX:], other])[:size]
         for part, other, size in zip(parts, others, sizes, strict=True)

@@ -12,12 +12,14 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from neuzip.errors import InvalidArgument
 from neuzip.nn.ops import linear
 from neuzip.nn.sharding import post_all_gather, pre_all_gather
 from neuzip.nn.weight import PIECE_BYTES, Weight
+from neuzip.torch import Framed
 
 aten = torch.ops.aten
 
@@ -35,9 +37,11 @@ _VIEWS = {
     aten.as_strided.default,
 }
 _ALIASES = {aten.detach.default, aten.alias.default}
+# How fully_shard makes the memory of a shard, and asynchronous checkpoints that of a copy.
+_BLANKS = {aten.new_zeros.default, aten.new_empty.default}
 
 
-class CompressedTensor(torch.Tensor):
+class CompressedTensor(Framed, torch.Tensor):
     """A dense tensor's stand-in over a :class:`~neuzip.nn.weight.Weight`.
 
     Make one with :meth:`compress`; :meth:`dense` gives the ordinary tensor back, equal in every bit.
@@ -48,19 +52,38 @@ class CompressedTensor(torch.Tensor):
     @staticmethod
     def __new__(
         cls,
-        weight: Weight,
+        weight: Weight | CompressedTensor,
         size: torch.Size | tuple[int, ...] | None = None,
         stride: tuple[int, ...] | None = None,
         offset: int = 0,
+        *,
+        requires_grad: bool = False,
     ) -> Self:
+        if isinstance(weight, CompressedTensor):
+            size, stride, offset = weight.size(), weight.stride(), weight.storage_offset()
         size = weight.shape if size is None else tuple(size)
         stride = _contiguous_stride(size) if stride is None else tuple(stride)
         return torch.Tensor._make_wrapper_subclass(
-            cls, size, strides=stride, storage_offset=offset, dtype=weight.dtype, device=weight.device
+            cls,
+            size,
+            strides=stride,
+            storage_offset=offset,
+            dtype=weight.dtype,
+            device=weight.device,
+            requires_grad=requires_grad,
         )
 
-    def __init__(self, weight: Weight, *geometry: Any) -> None:
-        self.weight = weight
+    def __init__(
+        self, weight: Weight | CompressedTensor, *geometry: Any, requires_grad: bool | None = None
+    ) -> None:
+        self.weight = weight.weight if isinstance(weight, CompressedTensor) else weight
+        if requires_grad is not None:
+            # accelerate makes parameters by calling a parameter's class, as one calls nn.Parameter.
+            self._is_param = True
+
+    def data_ptr(self) -> int:
+        """The frame's address, by which tied weights are told from others."""
+        return self.weight.frame.data_ptr()
 
     @classmethod
     def compress(
@@ -69,6 +92,10 @@ class CompressedTensor(torch.Tensor):
         """A compressed copy of a dense float tensor. Raises InvalidArgument for tensors of other dtypes."""
         if isinstance(dense, CompressedTensor):
             dense = dense.dense()
+        if is_traceable_wrapper_subclass(dense):
+            raise InvalidArgument(
+                f"a {type(dense).__name__} cannot be compressed; compress, then distribute it"
+            )
         if not dense.is_floating_point():
             raise InvalidArgument(f"only float tensors are compressed in memory, not {dense.dtype}")
         return cls(Weight.of(dense, level, piece_bytes))
@@ -76,6 +103,11 @@ class CompressedTensor(torch.Tensor):
     def is_whole(self) -> bool:
         """Whether this is the weight itself and no partial or transposed view of it."""
         return tuple(self.shape) == self.weight.shape and self.is_contiguous() and self.storage_offset() == 0
+
+    def is_leading(self) -> bool:
+        """Whether this is the weight's first rows, maybe all: what FSDP makes of a shard padded with rows."""
+        inner = tuple(self.shape[1:]) == self.weight.shape[1:]
+        return inner and self.is_contiguous() and self.storage_offset() == 0
 
     def dense(self) -> torch.Tensor:
         """The ordinary tensor: detached, freshly allocated, with this tensor's shape and strides."""
@@ -168,18 +200,20 @@ class CompressedTensor(torch.Tensor):
                 return _view(first, func(_geometry(first), *args[1:], **kwargs))
             if func is aten.clone.default and first.is_whole():
                 return cls(first.weight.copy())
-            if func is aten._to_copy.default and first.is_whole():
+            if func is aten._to_copy.default and first.is_leading():
                 return _to_copy(first, **kwargs)
             if func is aten.copy_.default:
                 return _copy_into(first, args[1])
             if func is aten.embedding.default and first.dim() == 2 and first.is_whole():
                 weight = first.weight
                 return torch.ops.neuzip.embedding(args[1], weight.frame, weight.shape, weight.dtype)
-            if func is aten.new_zeros.default and kwargs.get("dtype") in (None, first.dtype):
-                # fully_shard makes the memory of a shard in this way.
-                return cls.compress(first.weight.frame.new_zeros(args[1], dtype=first.dtype))
+            if func in _BLANKS and first.is_leading() and kwargs.get("dtype") in (None, first.dtype):
+                return _blank(first, args[1], kwargs.get("device"))
             if func is aten.is_pinned.default:
-                return False
+                return first.weight.frame.is_pinned()
+            if func is aten._pin_memory.default:
+                pinned = first.weight.with_frame(first.weight.frame.pin_memory())
+                return cls(pinned, first.shape, first.stride(), first.storage_offset())
         return _on_dense(func, args, kwargs)
 
 
@@ -198,7 +232,9 @@ def _geometry(tensor: CompressedTensor) -> torch.Tensor:
 
 
 def _view(tensor: CompressedTensor, like: torch.Tensor) -> CompressedTensor:
-    return type(tensor)(tensor.weight, like.shape, like.stride(), like.storage_offset())
+    # A view of an ordinary tensor is one too, even when it is taken in inference mode.
+    with torch.inference_mode(tensor.is_inference()):
+        return type(tensor)(tensor.weight, like.shape, like.stride(), like.storage_offset())
 
 
 def _as_like(tensor: CompressedTensor, like: torch.Tensor) -> Any:
@@ -223,11 +259,16 @@ def _to_copy(
 ) -> torch.Tensor:
     """``.to()``: another device moves the frame, another float dtype is compressed anew."""
     if dtype is None or dtype == tensor.dtype:
-        return type(tensor)(tensor.weight.copy(device))
+        return type(tensor)(tensor.weight.copy(device), tensor.shape, tensor.stride())
     dense = tensor.dense().to(dtype=dtype, device=device)
     if not dtype.is_floating_point:
         return dense
     return type(tensor).compress(dense, tensor.weight.level, tensor.weight.piece_bytes)
+
+
+def _blank(tensor: CompressedTensor, size: Any, device: Any) -> CompressedTensor:
+    zeros = torch.zeros(tuple(size), dtype=tensor.dtype, device=tensor.device if device is None else device)
+    return type(tensor).compress(zeros, tensor.weight.level, tensor.weight.piece_bytes)
 
 
 def _copy_into(target: CompressedTensor, source: torch.Tensor) -> CompressedTensor:

@@ -41,7 +41,7 @@ def decode(
     stop = start + out.nbytes
     first, last = start // header.chunk_size, -(-stop // header.chunk_size)
     base, end = first * header.chunk_size, min(last * header.chunk_size, header.size)
-    chunks = data[int(header.offsets[first]) : int(header.offsets[last])]
+    chunks = data[header.offsets[first] : header.offsets[last]]
     if (start, stop) == (base, end):
         frame.decode_chunks(header, chunks, first, last - first, memory(out), options)
         return out

@@ -215,6 +215,16 @@ class FusedOptimizer(torch.optim.Optimizer):
         # A graph that has saved the old value must not be run with the new one.
         increment_version(parameter)
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """GradScaler.step asks for this first."""
+        if self._stepped:
+            raise InvalidArgument(
+                "weights have been stepped in backward with scaled gradients: "
+                "with GradScaler use in_backward=False, or run every backward inside `with opt.accumulate():`"
+            )
+        return False
+
     # --- the loop's side ----------------------------------------------------------------------------------------
 
     @contextmanager

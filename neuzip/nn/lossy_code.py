@@ -1,0 +1,180 @@
+"""Weights of fewer bits, for inference: NeuZip's lossy mode (Hao et al. 2024, arXiv:2410.20650, §4).
+
+A block of consecutive weights is divided by its largest magnitude, its *scale*, and each quotient is rounded to
+``k`` mantissa bits and stored as a *code*: an 8-bit float of 1 sign, 7−k exponent and k mantissa bits, without
+subnormals. Codes and scales are compressed losslessly, as two frames (spec §5), so that an exponent costs
+its entropy, about 2.6 bits, however wide its field is.
+
+Header, frame of the scales (one a block, of the weight's dtype), frame of the codes (U8, of the weight's shape):
+
+| bytes | type | name | meaning |
+|---|---|---|---|
+| 0–3 | u8 × 4 | `magic` | "NZLS" |
+| 4 | u8 | `mantissa_bits` | k, 0 … 3 |
+| 5–7 | | | padding |
+| 8–11 | u32 | `block_size` | weights a block, at least 1 |
+| 12–15 | | | padding |
+| 16–23 | u64 | `scales_size` | bytes of the scales' frame |
+
+This is a form in memory, not on disk: files hold the value that the codes stand for.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuzip import frame
+from neuzip.codec import Options
+from neuzip.errors import CorruptFrame, InvalidArgument, TruncatedInput
+from neuzip.nn.rows import decode_rows
+from neuzip.torch import dtype_of, memory
+
+_MAGIC = b"NZLS"
+_HEADER = struct.Struct("<4sB3xI4xQ")
+
+_PIECE = 1 << 18
+"""Codes expanded at a time: the temporaries, 9 bytes a code, stay in the cache."""
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+_MAX_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What is kept of a weight. mantissa_bits: 0 … 3. block_size: weights that share a scale, at most 2^20.
+
+    Raises InvalidArgument.
+    """
+
+    mantissa_bits: int = 3
+    block_size: int = 512
+
+    def __post_init__(self) -> None:
+        if self.mantissa_bits not in range(4):
+            raise InvalidArgument(f"mantissa_bits is 0, 1, 2 or 3, not {self.mantissa_bits}")
+        if not 1 <= self.block_size <= _MAX_BLOCK:
+            raise InvalidArgument(f"block_size is 1 … {_MAX_BLOCK}, not {self.block_size}")
+
+    @property
+    def top(self) -> int:
+        """The exponent field of a block's largest magnitude; field ``e > 0`` means 2^(e − top)."""
+        return (1 << (7 - self.mantissa_bits)) - 1
+
+
+def is_lossy(data: np.ndarray[Any, Any]) -> bool:
+    """Whether bytes begin as these do and not as a frame."""
+    return data[:4].tobytes() == _MAGIC
+
+
+def precision_of(data: np.ndarray[Any, Any]) -> Precision:
+    """The precision that lossy bytes were made with. Raises CorruptFrame, TruncatedInput."""
+    return _parse(data)[0]
+
+
+def encode_lossy(dense: torch.Tensor, precision: Precision, options: Options | None = None) -> torch.Tensor:
+    """The lossy bytes of a contiguous CPU tensor, uint8 (size,).
+
+    Raises InvalidArgument for other dtypes than 16-, 32- and 64-bit floats, and for NaN and infinity.
+    """
+    if dense.dtype not in DTYPES:
+        raise InvalidArgument(f"{dense.dtype} has no lossy form")
+    flat = dense.detach().reshape(-1)
+    codes = torch.empty(flat.numel(), dtype=torch.uint8)
+    scales = torch.empty(-(-flat.numel() // precision.block_size), dtype=dense.dtype)
+    blocks = max(1, _PIECE // precision.block_size)
+    for block in range(0, len(scales), blocks):
+        start, stop = block * precision.block_size, (block + blocks) * precision.block_size
+        codes[start:stop], scales[block : block + blocks] = _quantise(flat[start:stop], precision)
+    one = frame.encode(memory(scales), dtype_of(scales.dtype), scales.shape, options)
+    two = frame.encode(memory(codes), dtype_of(torch.uint8), dense.shape, options)
+    header = _HEADER.pack(_MAGIC, precision.mantissa_bits, precision.block_size, len(one))
+    return torch.from_numpy(np.frombuffer(b"".join((header, one, two)), np.uint8).copy())
+
+
+def _quantise(flat: torch.Tensor, precision: Precision) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes, uint8 (n,), and scales (blocks,) of weights (n,)."""
+    count, k = flat.numel(), precision.mantissa_bits
+    wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
+    rows = torch.nn.functional.pad(wide, (0, -count % precision.block_size)).view(-1, precision.block_size)
+    scales = rows.abs().amax(1, keepdim=True)
+    if not scales.isfinite().all():
+        raise InvalidArgument("NaN and infinity have no lossy form")
+    quotients = rows / scales.where(scales > 0, 1)
+    fraction, exponent = torch.frexp(quotients.abs())  # fraction in [1/2, 1)
+    # Nearest even, in units of the k-th mantissa bit; 2^(k+1) of them carry into the exponent field.
+    units = torch.round(torch.ldexp(fraction, torch.tensor(k + 1))).int()
+    codes = ((exponent - 1 + precision.top) << k) + units - (1 << k)
+    # Below the smallest exponent field, 1, are zero and what rounds to it.
+    smallest = 1 << k
+    least = 2.0 ** (1 - precision.top)
+    codes = codes.where(codes >= smallest, (quotients.abs() > least / 2) * smallest)
+    codes = codes.where(quotients >= 0, codes + 128)
+    return codes.to(torch.uint8).view(-1)[:count], scales.view(-1).to(flat.dtype)
+
+
+def check_lossy(data: np.ndarray[Any, Any], dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Raises InvalidArgument unless lossy bytes hold this dtype and shape; CorruptFrame, TruncatedInput."""
+    precision, scales, codes = _parse(data)
+    blocks = -(-int(np.prod(shape, dtype=np.int64)) // precision.block_size)
+    expected = ((scales, dtype_of(dtype), (blocks,)), (codes, dtype_of(torch.uint8), tuple(shape)))
+    for part, row, extents in expected:
+        header = frame.read_header(part, whole=True)
+        if header.dtype is not row or tuple(header.shape) != extents:
+            raise InvalidArgument(
+                f"the frame holds {header.dtype.name} {list(header.shape)}, not {row.name} {list(extents)}"
+            )
+
+
+def decode_lossy_rows(
+    data: np.ndarray[Any, Any], out: torch.Tensor, options: Options | None = None, first_row: int = 0
+) -> None:
+    """Rows ``first_row`` … of lossy bytes into ``out``, as :func:`neuzip.nn.weight.decode` does for a frame."""
+    precision, scales_frame, codes_frame = _parse(data)
+    count = out.numel()
+    if not count:
+        return
+    start, block = first_row * out[0].numel(), precision.block_size
+    first = start // block
+    scales = torch.empty((start + count - 1) // block + 1 - first, dtype=out.dtype)
+    decode_rows(scales_frame, scales, options, first)
+    wide = scales.to(torch.promote_types(out.dtype, torch.float32))
+    flat = out.view(-1)
+    # The codes go to the end of out's own memory, where expanding them from the start never overtakes them.
+    codes = flat.view(torch.uint8)[-count:]
+    decode_rows(codes_frame, codes, options, start)
+    for at in range(0, count, _PIECE):
+        end = min(at + _PIECE, count)
+        skip = start + at - (first + (start + at) // block - first) * block
+        mine = wide[(start + at) // block - first : (start + end - 1) // block + 1 - first]
+        factors = mine[:, None].expand(-1, block).reshape(-1)[skip : skip + end - at]
+        flat[at:end] = _expand(codes[at:end], precision).mul_(factors)
+
+
+def _expand(codes: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """The quotients, float32 in [−1, 1], of codes: their bits are moved to where bfloat16 has them."""
+    wide = codes.to(torch.int16)
+    magnitude = (wide & 0x7F) << (7 - precision.mantissa_bits)
+    values = magnitude.bitwise_or_((wide & 0x80) << 8).view(torch.bfloat16)
+    # Field e means 2^(e − 127) there; no field but 0 is subnormal, so flushing those changes nothing.
+    return values.float().mul_(2.0 ** (127 - precision.top))
+
+
+def _parse(
+    data: np.ndarray[Any, Any],
+) -> tuple[Precision, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The precision, the scales' frame and the codes' frame."""
+    if len(data) < _HEADER.size:
+        raise TruncatedInput(f"{len(data)} bytes are no lossy weight")
+    magic, mantissa_bits, block_size, size = _HEADER.unpack(data[: _HEADER.size].tobytes())
+    if magic != _MAGIC or mantissa_bits > 3 or not 1 <= block_size <= _MAX_BLOCK:
+        raise CorruptFrame("not the header of a lossy weight")
+    if size > len(data) - _HEADER.size:
+        raise TruncatedInput(f"the scales have {size} bytes, of {len(data) - _HEADER.size}")
+    middle = _HEADER.size + size
+    return Precision(mantissa_bits, block_size), data[_HEADER.size : middle], data[middle:]
