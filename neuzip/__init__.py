@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         TruncatedInput,
         UnsupportedFormat,
     )
-    from neuzip.integrations.transformers import NeuzipConfig
+    from neuzip.integrations.transformers import NeuzipConfig as NeuzipConfig
     from neuzip.reader import safe_open
 
     __version__: str
@@ -33,8 +33,8 @@ __all__ = [
     "verify_file",
 ]
 
-# Imported when first asked for, so that the command line starts before numpy and the library are loaded. Not in
-# __all__ is what needs another library: `from neuzip import *` works without it.
+# Imported when first asked for, so that the command line starts before numpy and the library are loaded.
+# What needs transformers is not in __all__: `from neuzip import *` works without it.
 _HOMES = {
     "NeuzipConfig": "neuzip.integrations.transformers",
     "Report": "neuzip.checkpoint",

@@ -1,4 +1,4 @@
-"""Damaged frames: bits flipped, cut at every byte, pieces moved, lengths that lie. Each time a NeuzipError, or the
+"""Damaged frames: flipped bits, cut bytes, moved pieces, false lengths. Each time a NeuzipError or the
 original bytes; with the header's checksum made right again, so that all that stands behind it is reached.
 """
 

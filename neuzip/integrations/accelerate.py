@@ -1,7 +1,7 @@
 """accelerate: weights that stay on disk, compressed, until their module runs.
 
-Offloading to the CPU needs nothing from here: accelerate's hooks keep and move compressed parameters as they are.
-Its own offloading to disk writes tensors dense; this map is given to its hooks in that one's stead.
+Offloading to the CPU needs nothing from here: accelerate's hooks keep and move compressed parameters as
+they are. Its own offloading to disk writes tensors dense; this map takes its place.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ class OffloadedWeights(Mapping[str, torch.Tensor]):
     ``accelerate.cpu_offload(model, torch.device(0), state_dict=OffloadedWeights(path))`` runs a model whose
     parameters are on the meta device, one module's at a time in memory.
 
-    path: a safetensors file or a directory of several with an index, as ``save_pretrained`` and ``neuzip compress``
-    write them. ties: other names of tensors, as in transformers' ``model.all_tied_weights_keys``.
+    path: a safetensors file or a directory of several with an index, as ``save_pretrained`` and
+    ``neuzip compress`` write them. ties: other names of tensors, as in transformers'
+    ``model.all_tied_weights_keys``.
 
     Raises StorageError, CorruptFrame and the like; KeyError for names that the checkpoint does not have.
     """

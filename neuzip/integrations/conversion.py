@@ -1,7 +1,7 @@
-"""Steps of transformers' weight loading: frames out of a file, and tensors on their way into compressed parameters.
+"""Steps of transformers' weight loading: what is read of a checkpoint, plain or compressed, to parameters.
 
-transformers reads a checkpoint one parameter at a time and sends it through ConversionOps. A compressed file is
-a valid safetensors file (spec §7), so what arrives of a compressed tensor is its frame, uint8 (frame_size,).
+transformers reads a checkpoint one parameter at a time and sends it through ConversionOps. A compressed file
+is a valid safetensors file (spec §7): what arrives of a compressed tensor is its frame, uint8 (frame_size,).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def is_frame(tensor: Any) -> bool:
 
 
 def framed_weight(frame: torch.Tensor, piece_bytes: int = PIECE_BYTES) -> Weight | None:
-    """The weight of a frame, uint8 (frame_size,), whose bytes are copied and not decoded; None if it holds no floats.
+    """The weight of a frame, uint8 (frame_size,), which is copied and not decoded; None if it has no floats.
 
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
     """
@@ -62,7 +62,7 @@ def decoded(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Ten
     return tensor if dtype is None else tensor.to(dtype)
 
 
-class Step(ConversionOps):  # type: ignore[misc]
+class Step(ConversionOps):
     """A step of loading. dtype: what the model wants of a tensor that is a frame; others have it already."""
 
     dtype: torch.dtype | None = None
@@ -72,7 +72,7 @@ class Step(ConversionOps):  # type: ignore[misc]
         return _Nothing()
 
 
-class _Nothing(ConversionOps):  # type: ignore[misc]
+class _Nothing(ConversionOps):
     """Saving undoes no compression: that is save_pretrained's own work."""
 
     def convert(self, input_dict: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
@@ -131,8 +131,10 @@ class Pack(Step):
 def conversions(
     transforms: Sequence[Any], model: nn.Module, selection: Selection
 ) -> Iterator[tuple[Any, Any]]:
-    """A model's transforms of its checkpoint, each with the one to load by in its stead; then, for what they leave
-    alone, pairs of None and a converter."""
+    """A model's transforms of its checkpoint, each with the one to load by in its stead.
+
+    After them, with None, come converters for the tensors that they leave alone.
+    """
     for transform in transforms:
         if isinstance(transform, WeightConverter):
             steps = [Decode(), *transform.operations, Pack(selection)]
@@ -148,7 +150,7 @@ def conversions(
 def unpack_frames(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """A load_state_dict pre-hook: takes frames that stock safetensors read out of a compressed file."""
     for name in module.state_dict():
-        value = state_dict.get(prefix + name)
+        value: Any = state_dict.get(prefix + name)
         if is_frame(value):
             weight = framed_weight(value)
             state_dict[prefix + name] = decoded(value) if weight is None else CompressedTensor(weight)

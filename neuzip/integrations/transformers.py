@@ -1,7 +1,7 @@
-"""transformers: models that are compressed while they load, generate and train compressed, and are saved compressed.
+"""transformers: models that are compressed while they load, and generate, train and are saved compressed.
 
-Importing this module, or touching ``neuzip.NeuzipConfig``, registers the quantization method ``neuzip`` through
-transformers' own ``register_quantization_config`` and ``register_quantizer``. Nothing is patched.
+Importing this module, or touching ``neuzip.NeuzipConfig``, registers the quantization method ``neuzip``
+through transformers' own ``register_quantization_config`` and ``register_quantizer``. Nothing is patched.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from neuzip.container import Container
@@ -42,13 +42,13 @@ _INDEX_NAME = "model.safetensors.index.json"
 
 
 @register_quantization_config(METHOD)
-class NeuzipConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class NeuzipConfig(QuantizationConfigMixin):
     """The ``quantization_config`` of ``from_pretrained`` that keeps a model's weights compressed, losslessly.
 
     include, exclude: shell patterns (``"*.mlp.*"``) of parameter names; ``include=None`` means all.
     modules_to_not_convert: modules to leave dense, as transformers' quantizers name them (``["lm_head"]``).
-    min_size: elements below which a parameter stays dense. level: ``"default"`` or ``"max"``. piece_bytes: dense
-    bytes above which a weight is decompressed in pieces.
+    min_size: elements below which a parameter stays dense. level: ``"default"`` or ``"max"``. piece_bytes:
+    dense bytes above which a weight is decompressed in pieces.
 
     Raises InvalidArgument for another ``quant_method``.
     """
@@ -66,7 +66,7 @@ class NeuzipConfig(QuantizationConfigMixin):  # type: ignore[misc]
     ) -> None:
         if quant_method != METHOD:
             raise InvalidArgument(f"quant_method is {quant_method!r}, not {METHOD!r}")
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]
         self.modules_to_not_convert = None if modules_to_not_convert is None else list(modules_to_not_convert)
         self.include = None if include is None else list(include)
         self.exclude = list(exclude)
@@ -87,11 +87,11 @@ class NeuzipConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 @register_quantizer(METHOD)
-class NeuzipQuantizer(HfQuantizer):  # type: ignore[misc]
+class NeuzipQuantizer(HfQuantizer):
     """What transformers asks while it loads, trains and saves a compressed model.
 
-    pre_quantized: whether the checkpoint is compressed itself. It then arrives as frames, which are read ahead;
-    an ordinary one is read tensor by tensor, so that one weight at a time is dense.
+    pre_quantized: whether the checkpoint is compressed itself. It then arrives as frames, which are read
+    ahead; an ordinary one is read tensor by tensor, so that one weight at a time is dense.
     """
 
     requires_calibration = False
@@ -138,14 +138,14 @@ class NeuzipQuantizer(HfQuantizer):  # type: ignore[misc]
             device: int(size * 0.9) if isinstance(size, int) else size for device, size in max_memory.items()
         }
 
-    def param_element_size(self, model: nn.Module, param_name: str, param: torch.Tensor) -> float:
+    def param_element_size(self, model: Any, param_name: str, param: torch.Tensor) -> float:
         """Bytes an element, for device maps."""
         size = float(param.element_size())
         taken = self.selection.takes(param_name, param)
         return size * _EXPECTED_RATIO.get(param.element_size(), 1.0) if taken else size
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
-        """What a tensor of a compressed checkpoint is cast to while it is read: frames are not, but told of it."""
+        """What a tensor of a compressed checkpoint is cast to when it is read; a frame's steps are told."""
         name = param.get_dtype() if hasattr(param, "get_dtype") else str(param.dtype)
         if name not in ("U8", "torch.uint8"):
             cast: torch.dtype | None = super().get_new_dtype(None, param, dtype)
@@ -155,17 +155,17 @@ class NeuzipQuantizer(HfQuantizer):  # type: ignore[misc]
                 step.dtype = dtype
         return None
 
-    def update_weight_conversions(self, weight_conversions: Sequence[Any], model: nn.Module) -> list[Any]:
+    def update_weight_conversions(self, weight_conversions: Sequence[Any], model: Any) -> list[Any]:
         """The model's transforms of its checkpoint, with the steps that decode and compress around them."""
         self._conversions = list(conversions(weight_conversions, model, self.selection))
         return [ours for _, ours in self._conversions]
 
     def _process_model_before_weight_loading(
-        self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **_: Any
+        self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
         self.pre_quantized = any(_is_compressed(Path(file)) for file in checkpoint_files or ())
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         for plain, ours in self._conversions:
             if plain is not None and ours.was_used():
                 plain._was_used = True
@@ -183,21 +183,21 @@ class NeuzipQuantizer(HfQuantizer):  # type: ignore[misc]
         _attach(model)
         return model
 
-    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         vars(model).pop("save_pretrained", None)
         return decompress_model(model)
 
     def get_state_dict_and_metadata(
-        self, model: nn.Module
+        self, model: Any
     ) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
-        """Nothing while save_pretrained writes the weights itself; else dense ones, which load just as well."""
+        """Nothing while save_pretrained writes the weights itself, else dense ones, which load as well."""
         if self._weights_apart:
             return {}, {}
         return _dense_state(model.state_dict()), {}
 
 
-def adopt(model: PreTrainedModel, config: NeuzipConfig | None = None) -> PreTrainedModel:
-    """Makes a transformers model that ``neuzip.nn.compress_model`` compressed one that transformers knows as such.
+def adopt(model: Any, config: NeuzipConfig | None = None) -> Any:
+    """Tells transformers of a model of its own that ``neuzip.nn.compress_model`` compressed, and returns it.
 
     It is then saved compressed, by itself and by Trainer. ``from_pretrained`` with a NeuzipConfig does this.
     Raises InvalidArgument for a model that another quantization method holds.
@@ -214,7 +214,7 @@ def adopt(model: PreTrainedModel, config: NeuzipConfig | None = None) -> PreTrai
 
 
 def save_pretrained(
-    model: PreTrainedModel,
+    model: Any,
     save_directory: str | os.PathLike[str],
     is_main_process: bool = True,
     state_dict: dict[str, torch.Tensor] | None = None,
@@ -228,9 +228,10 @@ def save_pretrained(
 ) -> None:
     """What a compressed model has as ``save_pretrained``: writes containers (spec §7) of the frames it holds.
 
-    Arguments are those of ``PreTrainedModel.save_pretrained``, but save_original_format: whether transformers'
-    conversions are undone (experts that it stacked when loading become single tensors again), which decodes and
-    encodes the tensors concerned. Without it ``from_pretrained`` takes every frame as it is.
+    Arguments are those of ``PreTrainedModel.save_pretrained``, but save_original_format: whether
+    transformers' conversions are undone (experts that it stacked when loading become single tensors again),
+    which decodes and encodes the tensors concerned. Without it ``from_pretrained`` takes every frame as it
+    is.
 
     Raises InvalidArgument for push_to_hub (``model.push_to_hub(name)`` does it), StorageError.
     """
@@ -258,8 +259,9 @@ def save_pretrained(
 def load_pretrained(config: Any, path: str | os.PathLike[str], selection: dict[str, Any]) -> Any:
     """The causal language model of a configuration with the weights of a checkpoint, compressed.
 
-    path: a safetensors file, plain or compressed, or a directory. selection: options of NeuzipConfig. The model
-    has the configuration's dtype, or that of the file's first float tensor. Raises as ``from_pretrained``.
+    path: a safetensors file, plain or compressed, or a directory. selection: options of NeuzipConfig. The
+    model has the configuration's dtype, or that of the file's first float tensor. Raises as
+    ``from_pretrained``.
     """
     files = checkpoint_files(Path(path))
     config = copy.deepcopy(config)
@@ -276,15 +278,13 @@ def load_pretrained(config: Any, path: str | os.PathLike[str], selection: dict[s
     return model
 
 
-def _attach(model: nn.Module) -> None:
+def _attach(model: Any) -> None:
     """Gives this one model its ways to save, and to load state dicts that stock safetensors read."""
-    model.save_pretrained = partial(save_pretrained, model)  # type: ignore[assignment]
+    model.save_pretrained = partial(save_pretrained, model)
     model.register_load_state_dict_pre_hook(unpack_frames)
 
 
-def _saved_state(
-    model: PreTrainedModel, state: dict[str, Any], original_format: bool
-) -> dict[str, torch.Tensor]:
+def _saved_state(model: Any, state: dict[str, Any], original_format: bool) -> dict[str, torch.Tensor]:
     """The tensors to be written, tied ones once."""
     ignored = set(model._keys_to_ignore_on_save or ())
     state = {
@@ -299,7 +299,7 @@ def _saved_state(
 
 
 def _write_shards(
-    model: PreTrainedModel,
+    model: Any,
     state: dict[str, torch.Tensor],
     folder: Path,
     max_shard_size: int | str,

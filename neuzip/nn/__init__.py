@@ -2,7 +2,16 @@
 
 from neuzip.nn.linear import CompressedLinear
 from neuzip.nn.loading import load_model
+from neuzip.nn.lossy import LossyTensor, compress_model_lossy
 from neuzip.nn.model import compress_model, decompress_model
 from neuzip.nn.tensor import CompressedTensor
 
-__all__ = ["CompressedLinear", "CompressedTensor", "compress_model", "decompress_model", "load_model"]
+__all__ = [
+    "CompressedLinear",
+    "CompressedTensor",
+    "LossyTensor",
+    "compress_model",
+    "compress_model_lossy",
+    "decompress_model",
+    "load_model",
+]

@@ -110,10 +110,8 @@ def _quantise(flat: torch.Tensor, precision: Precision) -> tuple[torch.Tensor, t
     # Nearest even, in units of the k-th mantissa bit; 2^(k+1) of them carry into the exponent field.
     units = torch.round(torch.ldexp(fraction, torch.tensor(k + 1))).int()
     codes = ((exponent - 1 + precision.top) << k) + units - (1 << k)
-    # Below the smallest exponent field, 1, are zero and what rounds to it.
-    smallest = 1 << k
-    least = 2.0 ** (1 - precision.top)
-    codes = codes.where(codes >= smallest, (quotients.abs() > least / 2) * smallest)
+    # Below the smallest exponent field, 1, is only zero: the nearer of the two.
+    codes = codes.clamp(min=1 << k) * (quotients.abs() > 2.0 ** -precision.top)
     codes = codes.where(quotients >= 0, codes + 128)
     return codes.to(torch.uint8).view(-1)[:count], scales.view(-1).to(flat.dtype)
 
@@ -150,19 +148,20 @@ def decode_lossy_rows(
     decode_rows(codes_frame, codes, options, start)
     for at in range(0, count, _PIECE):
         end = min(at + _PIECE, count)
-        skip = start + at - (first + (start + at) // block - first) * block
-        mine = wide[(start + at) // block - first : (start + end - 1) // block + 1 - first]
+        lead = (start + at) // block
+        mine = wide[lead - first : (start + end - 1) // block + 1 - first]
+        skip = start + at - lead * block
         factors = mine[:, None].expand(-1, block).reshape(-1)[skip : skip + end - at]
-        flat[at:end] = _expand(codes[at:end], precision).mul_(factors)
+        flat[at:end] = _expand(codes[at:end], precision, wide.dtype).mul_(factors)
 
 
-def _expand(codes: torch.Tensor, precision: Precision) -> torch.Tensor:
-    """The quotients, float32 in [−1, 1], of codes: their bits are moved to where bfloat16 has them."""
+def _expand(codes: torch.Tensor, precision: Precision, dtype: torch.dtype) -> torch.Tensor:
+    """The quotients, in [−1, 1], of codes: their bits are moved to where bfloat16 has them."""
     wide = codes.to(torch.int16)
     magnitude = (wide & 0x7F) << (7 - precision.mantissa_bits)
     values = magnitude.bitwise_or_((wide & 0x80) << 8).view(torch.bfloat16)
     # Field e means 2^(e − 127) there; no field but 0 is subnormal, so flushing those changes nothing.
-    return values.float().mul_(2.0 ** (127 - precision.top))
+    return values.to(dtype).mul_(2.0 ** (127 - precision.top))
 
 
 def _parse(

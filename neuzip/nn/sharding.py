@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from neuzip.errors import InvalidArgument
 from neuzip.nn.ops import dense_pieces
@@ -33,14 +34,15 @@ _HEADER = 256
 """Bytes reserved beside that for the header and the chunk table of small shards."""
 
 _PIECE_BYTES = 4 << 20
-"""Dense bytes decoded at a time on their way into the parameter: what stays in the cache between both copies."""
+"""Dense bytes decoded at a time on their way into the parameter: few enough to stay in the cache."""
 
 
 @dataclass(frozen=True)
 class Sent:
     """What a rank remembers of its shard between the two halves of an all-gather.
 
-    weight: the shard's. frame: as it was sent; None if dense rows were. group: of ranks, for a second all-gather.
+    weight: the shard's. frame: as it was sent; None if dense rows were. group: of ranks, for a second
+    all-gather.
     """
 
     weight: Weight
@@ -59,9 +61,9 @@ def pre_all_gather(
 ) -> tuple[tuple[torch.Tensor, ...], Sent]:
     """FSDP's inputs of a shard: the fixed part of its frame, uint8 (reserved_bytes,).
 
-    Where frames cannot be put together by rows, or a cast would shrink the dense rows below them, the dense shard
-    is sent, padded to the same size on all ranks: if rows do not divide by the ranks, if another dimension is
-    sharded, or with a mixed precision policy.
+    Where frames cannot be put together by rows, or a cast would shrink the dense rows below them, the dense
+    shard is sent, padded to the same size on all ranks: if rows do not divide by the ranks, if another
+    dimension is sharded, or with a mixed precision policy.
     """
     weight = shard.weight
     cast = policy.param_dtype
@@ -79,7 +81,8 @@ def pre_all_gather(
 def post_all_gather(
     outputs: Sequence[torch.Tensor], sent: Sent, dtype: torch.dtype, out: torch.Tensor | None
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]] | None:
-    """The dense parameter of all shards, and the tensors that FSDP frees after use; written to ``out`` if given.
+    """The dense parameter of all shards, and the tensors that FSDP frees after use; written to ``out`` if
+    given.
 
     Raises CorruptFrame and the like for what another rank has sent.
     """
@@ -96,7 +99,7 @@ def post_all_gather(
         whole = out.detach()
     # Backward finds the same values in it, decoded again; tensors of inference mode count no versions.
     versioned = () if out is None or out.is_inference() else (out,)
-    with torch.autograd._unsafe_preserve_version_counter(versioned):
+    with _unsafe_preserve_version_counter(versioned):
         for rank, frame in enumerate(frames):
             _decode_rows(frame, whole[rank * rows : (rank + 1) * rows], sent.weight)
     # The frames are of no use any more; FSDP gives them memory again before the next all-gather.
@@ -105,7 +108,7 @@ def post_all_gather(
 
 
 def _frames(parts: torch.Tensor, sent: Sent) -> list[torch.Tensor]:
-    """All ranks' frames out of their fixed parts (ranks, reserved_bytes), and a second all-gather if need be."""
+    """All ranks' frames: their fixed parts (ranks, reserved_bytes), and a second all-gather if need be."""
     room = parts.shape[1] - _PREFIX
     sizes = [int(part[:_PREFIX].clone().view(torch.int64)) for part in parts]
     excess = max(sizes) - room  # the same on all ranks, so all of them take the same branch

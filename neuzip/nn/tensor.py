@@ -37,8 +37,6 @@ _VIEWS = {
     aten.as_strided.default,
 }
 _ALIASES = {aten.detach.default, aten.alias.default}
-# How fully_shard makes the memory of a shard, and asynchronous checkpoints that of a copy.
-_BLANKS = {aten.new_zeros.default, aten.new_empty.default}
 
 
 class CompressedTensor(Framed, torch.Tensor):
@@ -48,6 +46,7 @@ class CompressedTensor(Framed, torch.Tensor):
     """
 
     weight: Weight
+    weight_class = Weight
 
     @staticmethod
     def __new__(
@@ -60,7 +59,7 @@ class CompressedTensor(Framed, torch.Tensor):
         requires_grad: bool = False,
     ) -> Self:
         if isinstance(weight, CompressedTensor):
-            size, stride, offset = weight.size(), weight.stride(), weight.storage_offset()
+            size, stride, offset = weight.size(), weight.stride(), int(weight.storage_offset())
         size = weight.shape if size is None else tuple(size)
         stride = _contiguous_stride(size) if stride is None else tuple(stride)
         return torch.Tensor._make_wrapper_subclass(
@@ -142,7 +141,7 @@ class CompressedTensor(Framed, torch.Tensor):
         cls, inner: dict[str, torch.Tensor], meta: Any, outer_size: Any, outer_stride: Any
     ) -> CompressedTensor:
         *settings, geometry = meta
-        return cls(Weight(inner["frame"], *settings), *geometry)
+        return cls(cls.weight_class(inner["frame"], *settings), *geometry)
 
     # fully_shard calls these on a rank's shard; it tells their versions apart by the number of parameters.
     def fsdp_pre_all_gather(
@@ -207,8 +206,9 @@ class CompressedTensor(Framed, torch.Tensor):
             if func is aten.embedding.default and first.dim() == 2 and first.is_whole():
                 weight = first.weight
                 return torch.ops.neuzip.embedding(args[1], weight.frame, weight.shape, weight.dtype)
-            if func in _BLANKS and first.is_leading() and kwargs.get("dtype") in (None, first.dtype):
-                return _blank(first, args[1], kwargs.get("device"))
+            if func is aten.new_zeros.default and kwargs.get("dtype") in (None, first.dtype):
+                # fully_shard makes the memory of a shard in this way.
+                return _zeros(first, args[1], kwargs.get("device"))
             if func is aten.is_pinned.default:
                 return first.weight.frame.is_pinned()
             if func is aten._pin_memory.default:
@@ -246,7 +246,7 @@ def _as_like(tensor: CompressedTensor, like: torch.Tensor) -> Any:
 def _rebuild(
     kind: type[CompressedTensor], state: Any, geometry: Any, requires_grad: bool, parameter: bool
 ) -> Any:
-    weight = Weight(*state)
+    weight = kind.weight_class(*state)
     weight.check()  # the file may come from anywhere
     tensor = kind(weight, *geometry)
     if parameter:
@@ -263,10 +263,12 @@ def _to_copy(
     dense = tensor.dense().to(dtype=dtype, device=device)
     if not dtype.is_floating_point:
         return dense
-    return type(tensor).compress(dense, tensor.weight.level, tensor.weight.piece_bytes)
+    return type(tensor)(tensor.weight.like(dense))
 
 
-def _blank(tensor: CompressedTensor, size: Any, device: Any) -> CompressedTensor:
+def _zeros(tensor: CompressedTensor, size: Any, device: Any) -> CompressedTensor:
+    if type(tensor.weight) is not Weight:
+        raise InvalidArgument("only lossless weights can be sharded: rounding depends on the rows around")
     zeros = torch.zeros(tuple(size), dtype=tensor.dtype, device=tensor.device if device is None else device)
     return type(tensor).compress(zeros, tensor.weight.level, tensor.weight.piece_bytes)
 
@@ -277,7 +279,7 @@ def _copy_into(target: CompressedTensor, source: torch.Tensor) -> CompressedTens
         dense = weight.dense()
         dense.as_strided(target.shape, target.stride(), target.storage_offset()).copy_(_dense_of(source))
         weight.assign(dense)
-    elif isinstance(source, CompressedTensor) and source.is_whole() and source.dtype == weight.dtype:
+    elif isinstance(source, CompressedTensor) and source.is_whole() and weight.shares_form(source.weight):
         if tuple(source.shape) != weight.shape:
             raise InvalidArgument(f"a weight of shape {weight.shape} cannot take {tuple(source.shape)}")
         weight.frame = source.weight.frame.to(weight.device, copy=True)

@@ -11,6 +11,8 @@ import torch
 from neuzip import frame
 from neuzip.codec import Options
 from neuzip.errors import InvalidArgument
+from neuzip.nn.lossy_code import decode_lossy_rows, is_lossy
+from neuzip.nn.rows import decode_rows
 from neuzip.torch import dtype_of, memory, native_shape
 
 PIECE_BYTES = 256 << 20
@@ -32,22 +34,13 @@ def decode(
     """Decodes rows ``first_row`` … of a frame into ``out``, a contiguous CPU tensor of as many rows, and
     returns it.
 
-    frame_bytes: uint8 (frame_size,). ``out`` has the frame's dtype and, but for the first, its dimensions.
+    frame_bytes: uint8 (frame_size,), or a lossy weight's bytes. ``out`` has the frame's dtype and, but for
+    the first, its dimensions.
     Raises CorruptFrame, TruncatedInput.
     """
     data = memory(frame_bytes)
-    header = frame.read_header(data)
-    start = first_row * out[:1].nbytes
-    stop = start + out.nbytes
-    first, last = start // header.chunk_size, -(-stop // header.chunk_size)
-    base, end = first * header.chunk_size, min(last * header.chunk_size, header.size)
-    chunks = data[header.offsets[first] : header.offsets[last]]
-    if (start, stop) == (base, end):
-        frame.decode_chunks(header, chunks, first, last - first, memory(out), options)
-        return out
-    wider = np.empty(end - base, np.uint8)
-    frame.decode_chunks(header, chunks, first, last - first, wider, options)
-    memory(out)[:] = wider[start - base : stop - base]
+    read = decode_lossy_rows if is_lossy(data) else decode_rows
+    read(data, out, options, first_row)
     return out
 
 
@@ -88,11 +81,14 @@ class Weight:
         Also raises CorruptFrame, TruncatedInput, UnsupportedFormat.
         """
         if self.frame.dtype != torch.uint8 or self.frame.dim() != 1:
-            raise InvalidArgument(f"a frame is uint8 (frame_size,), not {self.frame.dtype} {list(self.frame.shape)}")
+            raise InvalidArgument(
+                f"a frame is uint8 (frame_size,), not {self.frame.dtype} {list(self.frame.shape)}"
+            )
         header = frame.read_header(memory(self.frame.cpu()), whole=True)
         if header.dtype is not dtype_of(self.dtype) or native_shape(header.dtype, header.shape) != self.shape:
             raise InvalidArgument(
-                f"the frame holds {header.dtype.name} {list(header.shape)}, not {self.dtype} {list(self.shape)}"
+                f"the frame holds {header.dtype.name} {list(header.shape)}, "
+                f"the weight is {self.dtype} {list(self.shape)}"
             )
 
     @property
@@ -123,12 +119,19 @@ class Weight:
         """Takes the value of a dense tensor of the same shape, converted to the weight's dtype and device."""
         if tuple(dense.shape) != self.shape:
             raise InvalidArgument(f"a weight of shape {self.shape} cannot take {tuple(dense.shape)}")
-        contiguous = dense.detach().to(self.dtype).contiguous()
-        self.frame = encode(contiguous.cpu(), Options(level=self.level)).to(self.device)
+        self.frame = self.like(dense.detach().to(self.dtype)).frame.to(self.device)
+
+    def like(self, dense: torch.Tensor) -> Weight:
+        """A weight made of a dense tensor in the way that this one was."""
+        return type(self).of(dense, self.level, self.piece_bytes)
+
+    def shares_form(self, other: Weight) -> bool:
+        """Whether another weight's frame may stand for a value of this one."""
+        return type(self) is type(other) is Weight and self.dtype == other.dtype
 
     def with_frame(self, frame_bytes: torch.Tensor) -> Weight:
         """A weight that differs in its frame only."""
-        return Weight(frame_bytes, self.shape, self.dtype, self.level, self.piece_bytes)
+        return type(self)(frame_bytes, self.shape, self.dtype, self.level, self.piece_bytes)
 
     def copy(self, device: Any = None) -> Weight:
         """An independent weight of the same bytes, on ``device`` if given."""

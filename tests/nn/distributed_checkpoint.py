@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from distributed_fsdp import shard, train
-from distributed_group import digests, local, main, plain_names
+from distributed_group import digests, local, plain_names
 from models import TinyLlama, make
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from neuzip.integrations.checkpoint import CompressedSavePlanner
+from neuzip.integrations.checkpoint import CompressedSavePlanner, CompressedStager
 from neuzip.nn import CompressedTensor, compress_model
 from neuzip.nn import weight as weights
 
@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore", category=UserWarning)
 
 
 def model(seed: int, packed: bool) -> TinyLlama:
-    plain = make(seed, vocab=VOCAB)
+    plain = make(seed, vocab=VOCAB, layers=1)
     return shard(compress_model(plain, min_size=64) if packed else plain)
 
 
@@ -61,9 +61,9 @@ def save_and_load(folder: Path) -> Any:
 
 def taken_as_it_lies(folder: Path) -> Any:
     """How many tensors are encoded while a checkpoint of the same sharding is loaded."""
-    source = shard(compress_model(make(0)))
+    source = shard(compress_model(make(0, layers=1)))
     dcp.save(source.state_dict(), checkpoint_id=folder / "even")
-    target = shard(compress_model(make(1)))
+    target = shard(compress_model(make(1, layers=1)))
     counts, original = [], weights.encode
     weights.encode = lambda *args: counts.append(1) or original(*args)
     try:
@@ -75,10 +75,21 @@ def taken_as_it_lies(folder: Path) -> Any:
 
 def asynchronous(folder: Path) -> Any:
     source, target = model(0, True), model(1, True)
-    dcp.async_save(source.state_dict(), checkpoint_id=folder / "asynchronous").result()
+    before = digests(source)
+    stager = CompressedStager()
+    saved = dcp.async_save(source.state_dict(), checkpoint_id=folder / "asynchronous", async_stager=stager)
+    with torch.no_grad():
+        for parameter in source.parameters():  # what happens meanwhile does not matter
+            local(parameter).zero_()
+    saved.result()
     state = target.state_dict()
     dcp.load(state, checkpoint_id=folder / "asynchronous")
-    return {"equal": digests(target) == digests(source), "size": size(folder / "asynchronous")}
+    result = {"equal": digests(target) == before, "size": size(folder / "asynchronous"), "error": None}
+    try:
+        dcp.async_save(source.state_dict(), checkpoint_id=folder / "unsupported").result()
+    except RuntimeError as error:
+        result["error"] = str(error)
+    return result
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
@@ -111,14 +122,16 @@ def resumed(folder: Path) -> Any:
 def full_state_dict(folder: Path) -> Any:
     """Gathered on all ranks, and scattered from rank 0, compressed and dense."""
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    reference = make(0, vocab=VOCAB).state_dict()
+    reference = make(0, vocab=VOCAB, layers=1).state_dict()
     full = get_model_state_dict(model(0, True), options=StateDictOptions(full_state_dict=True))
     result = {"gathered": all(torch.equal(full[name], value) for name, value in reference.items())}
     for packed in (True, False):
-        whole = compress_model(make(0, vocab=VOCAB)).state_dict() if packed else reference
+        whole = compress_model(make(0, vocab=VOCAB, layers=1)).state_dict() if packed else reference
         target = model(1, True)
         set_model_state_dict(target, whole if dist.get_rank() == 0 else {}, options=options)
-        result[f"scattered {packed}"] = digests(target) == digests(model(0, False)) and not plain_names(target)
+        result[f"scattered {packed}"] = digests(target) == digests(model(0, False)) and not plain_names(
+            target
+        )
     return result
 
 
@@ -129,10 +142,4 @@ def converted(folder: Path) -> Any:
     return {"equal": digests(ours) == digests(theirs), "compressed": kinds == {True}}
 
 
-if __name__ == "__main__":
-    main(
-        {
-            case.__name__: case
-            for case in (save_and_load, taken_as_it_lies, asynchronous, resumed, full_state_dict, converted)
-        }
-    )
+CASES = (save_and_load, taken_as_it_lies, asynchronous, resumed, full_state_dict, converted)

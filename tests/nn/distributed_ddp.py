@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from distributed_group import digests, gradients, main, plain_names
+from distributed_group import digests, gradients, plain_names
 from models import TinyLlama, batch, make
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -47,7 +47,12 @@ def momentum(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def train(
-    model: TinyLlama, optimizer: Any, steps: int = 3, accumulate: int = 1, clip: float | None = None, **options: Any
+    model: TinyLlama,
+    optimizer: Any,
+    steps: int = 3,
+    accumulate: int = 1,
+    clip: float | None = None,
+    **options: Any,
 ) -> list[Any]:
     rank, record = dist.get_rank(), []
     parallel = DistributedDataParallel(model, **options)
@@ -67,8 +72,8 @@ def train(
 
 
 def both(optimizer: Any, fused_class: Any = None, model: Any = None, **options: Any) -> dict[str, Any]:
-    """The records of a dense and of a compressed run. Ranks start from different weights; the first's count."""
-    settings = model or {}
+    """The records of a dense and a compressed run. Ranks start from different weights; the first's count."""
+    settings = {"layers": 1, **(model or {})}
     theirs = train(make(dist.get_rank(), **settings), optimizer, **options)
     packed = compress_model(make(dist.get_rank(), **settings), min_size=64)
     ours = train(packed, fused_class or optimizer, **options)
@@ -76,7 +81,7 @@ def both(optimizer: Any, fused_class: Any = None, model: Any = None, **options: 
 
 
 def full_adamw(folder: Path) -> Any:
-    return both(adamw, model={"tied": True, "bias": True})
+    return both(adamw, model={"tied": True, "bias": True, "layers": 2})
 
 
 def full_momentum(folder: Path) -> Any:
@@ -89,27 +94,23 @@ def fused_after_backward(folder: Path) -> Any:
 
 def fused_in_backward(folder: Path) -> Any:
     try:
-        fused(DistributedDataParallel(compress_model(make())), torch.optim.SGD, lr=1e-3)
+        fused(DistributedDataParallel(compress_model(make(layers=1))), torch.optim.SGD, lr=1e-3)
     except InvalidArgument as error:
         return str(error)
     return None
 
 
 def adapters(folder: Path) -> Any:
-    theirs = train(adapt(make(0)), adamw)
-    model = adapt(compress_model(make(0), min_size=64))
+    theirs = train(adapt(make(0, layers=1)), adamw)
+    model = adapt(compress_model(make(0, layers=1), min_size=64))
     frozen = {id(p): p.weight.frame.clone() for p in model.parameters() if isinstance(p, CompressedTensor)}
     ours = train(model, adamw, init_sync=False)
     untouched = all(
-        torch.equal(p.weight.frame, frozen[id(p)]) for p in model.parameters() if isinstance(p, CompressedTensor)
+        torch.equal(p.weight.frame, frozen[id(p)])
+        for p in model.parameters()
+        if isinstance(p, CompressedTensor)
     )
     return {"theirs": theirs, "ours": ours, "untouched": untouched, "frozen": len(frozen)}
 
 
-if __name__ == "__main__":
-    main(
-        {
-            case.__name__: case
-            for case in (full_adamw, full_momentum, fused_after_backward, fused_in_backward, adapters)
-        }
-    )
+CASES = (full_adamw, full_momentum, fused_after_backward, fused_in_backward, adapters)

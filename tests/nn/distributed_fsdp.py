@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from distributed_ddp import adamw, adapt, momentum
-from distributed_group import digests, gradients, local, main, plain_names
+from distributed_group import digests, gradients, local, plain_names
 from models import batch, make
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -31,7 +31,7 @@ def shard(model: nn.Module, **options: Any) -> nn.Module:
 def train(
     model: Any,
     optimizer: Any,
-    steps: int = 3,
+    steps: int = 2,
     first: int = 0,
     accumulate: int = 1,
     clip: float | None = None,
@@ -52,15 +52,22 @@ def train(
     return [*record, digests(model)]
 
 
-def both(optimizer: Any, ours: Any = None, model: Any = None, options: Any = None, **training: Any) -> dict[str, Any]:
-    dense = shard(make(0, **(model or {})), **(options or {}))
-    packed = shard(compress_model(make(0, **(model or {})), min_size=64), **(options or {}))
+def both(
+    optimizer: Any, ours: Any = None, model: Any = None, options: Any = None, **training: Any
+) -> dict[str, Any]:
+    settings = {"layers": 1, **(model or {})}
+    dense = shard(make(0, **settings), **(options or {}))
+    packed = shard(compress_model(make(0, **settings), min_size=64), **(options or {}))
     theirs = train(dense, optimizer, **training)
-    return {"theirs": theirs, "ours": train(packed, ours or optimizer, **training), "plain": plain_names(packed)}
+    return {
+        "theirs": theirs,
+        "ours": train(packed, ours or optimizer, **training),
+        "plain": plain_names(packed),
+    }
 
 
 def full_adamw(folder: Path) -> Any:
-    return both(adamw, model={"tied": True, "bias": True})
+    return both(adamw, model={"tied": True, "bias": True, "layers": 3}, steps=3)
 
 
 def odd_rows(folder: Path) -> Any:
@@ -82,7 +89,8 @@ def fp32(folder: Path) -> Any:
 
 def other_dimension(folder: Path) -> Any:
     return both(
-        adamw, options={"shard_placement_fn": lambda p: Shard(1) if p.dim() == 2 and p.shape[0] > 100 else Shard(0)}
+        adamw,
+        options={"shard_placement_fn": lambda p: Shard(1) if p.dim() == 2 and p.shape[0] > 100 else Shard(0)},
     )
 
 
@@ -96,8 +104,8 @@ def fused_in_backward(folder: Path) -> Any:
 
 
 def adapters(folder: Path) -> Any:
-    theirs = train(shard(adapt(make(0))), adamw)
-    model = shard(adapt(compress_model(make(0), min_size=1024)))
+    theirs = train(shard(adapt(make(0, layers=1))), adamw)
+    model = shard(adapt(compress_model(make(0, layers=1), min_size=1024)))
     ours = train(model, adamw)
     return {"theirs": theirs, "ours": ours, "frozen": len(list(model.parameters())) - len(plain_names(model))}
 
@@ -106,7 +114,7 @@ def growing_frames(folder: Path) -> Any:
     """Frames that outgrow their place in the all-gather: weights that were zeros become random bits."""
     records = []
     for packed in (False, True):
-        model = make(0)
+        model = make(0, layers=1)
         with torch.no_grad():
             model.head.weight.zero_()
         model = shard(compress_model(model) if packed else model)
@@ -126,7 +134,9 @@ def growing_frames(folder: Path) -> Any:
 def without_gradients(folder: Path) -> Any:
     records = []
     for packed in (False, True):
-        model = shard(compress_model(make(0, vocab=513)) if packed else make(0, vocab=513))
+        model = shard(
+            compress_model(make(0, vocab=513, layers=1)) if packed else make(0, vocab=513, layers=1)
+        )
         losses = []
         for mode in (torch.no_grad, torch.inference_mode, torch.inference_mode, torch.no_grad):
             with mode():
@@ -138,7 +148,7 @@ def without_gradients(folder: Path) -> Any:
 def inference_first(folder: Path) -> Any:
     records = []
     for packed in (False, True):
-        model = shard(compress_model(make(0)) if packed else make(0))
+        model = shard(compress_model(make(0, layers=1)) if packed else make(0, layers=1))
         with torch.inference_mode():
             losses = [model(batch(step)).item() for step in range(2)]
         records.append(losses)
@@ -151,7 +161,7 @@ def digests_after_reshard(model: Any) -> dict[str, str]:
 
 
 def memory(folder: Path) -> Any:
-    """Dense bytes of bf16 tensors between steps: of compressed shards, and of ordinary ones as the control."""
+    """Dense bytes of bf16 tensors between steps: compressed shards, and ordinary ones as the control."""
     counts = []
     for packed in (True, False):
         model = make(0, vocab=2048)
@@ -162,7 +172,9 @@ def memory(folder: Path) -> Any:
             opt.step()
             opt.zero_grad()
         counts.append(_dense_bytes())
-        frames = sum(local(p).weight.nbytes for p in model.parameters() if isinstance(local(p), CompressedTensor))
+        frames = sum(
+            local(p).weight.nbytes for p in model.parameters() if isinstance(local(p), CompressedTensor)
+        )
         if packed:
             compressed = frames
         del model, opt
@@ -173,7 +185,11 @@ def _dense_bytes() -> int:
     gc.collect()
     storages = {}
     for value in gc.get_objects():
-        if type(value) in (torch.Tensor, nn.Parameter) and value.dtype == torch.bfloat16 and not value.is_meta:
+        if (
+            type(value) in (torch.Tensor, nn.Parameter)
+            and value.dtype == torch.bfloat16
+            and not value.is_meta
+        ):
             storage = value.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(size for pointer, size in storages.items() if pointer)
@@ -181,7 +197,7 @@ def _dense_bytes() -> int:
 
 def sharded_first(folder: Path) -> Any:
     try:
-        compress_model(shard(make(0)))
+        compress_model(shard(make(0, layers=1)))
     except InvalidArgument as error:
         return str(error)
     return None
@@ -203,6 +219,3 @@ CASES = (
     memory,
     sharded_first,
 )
-
-if __name__ == "__main__":
-    main({case.__name__: case for case in CASES})

@@ -1,4 +1,4 @@
-"""transformers: loaded, run, trained, saved and offloaded compressed, always with the same bits."""
+"""transformers: loaded, run, trained and saved compressed, always with the same bits."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ from language_models import (
 )
 from models import same_bits
 from torch.multiprocessing.reductions import StorageWeakRef
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, core_model_loading
+from transformers import AutoModelForSequenceClassification, core_model_loading
 
 import neuzip
 from neuzip import CorruptFrame, InvalidArgument, NeuzipConfig
 from neuzip.container import Container
 from neuzip.integrations import conversion
-from neuzip.integrations.accelerate import OffloadedWeights
 from neuzip.integrations.transformers import adopt
-from neuzip.nn import CompressedLinear, CompressedTensor, compress_model, load_model
+from neuzip.nn import CompressedLinear, compress_model, load_model
 from neuzip.nn import weight as nn_weight
 from neuzip.nn.model import MIN_SIZE
 
@@ -344,55 +343,6 @@ def test_trainer_resumes(folder, tmp_path):
     assert len(compressed_names(resumed)) == 12
 
 
-@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
-def test_device_maps(folder, device_map):
-    model = load(folder, quantization_config=NeuzipConfig(), device_map=device_map)
-    assert len(compressed_names(model)) == 12
-    assert same_bits(logits(model), logits(load(folder)))
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_offloaded_weights_stay_compressed(tmp_path, tied):
-    from accelerate import cpu_offload, dispatch_model
-
-    llama(tied).save_pretrained(tmp_path / "plain")
-    expected = logits(load(tmp_path / "plain"))
-    model = load(tmp_path / "plain", quantization_config=NeuzipConfig())
-    held = {name: value for name, value in model.state_dict().items() if isinstance(value, CompressedTensor)}
-    cpu_offload(model, execution_device=torch.device("cpu"), state_dict=model.state_dict())
-    assert all(parameter.is_meta for parameter in model.parameters())
-    assert same_bits(logits(model), expected)
-    assert all(parameter.is_meta for parameter in model.parameters())
-    assert model.lm_head._hf_hook.weights_map["weight"].weight is held["lm_head.weight"].weight
-    model.save_pretrained(tmp_path / "saved")
-    again = load(tmp_path / "saved")
-    assert same_bits(logits(again), expected)
-    places = {"model": "cpu", "lm_head": "cpu"}
-    dispatch_model(again, places, main_device="cpu", force_hooks=True)
-    assert same_bits(logits(again), expected)
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("shard", ["60KB", "1GB"])
-def test_weights_stay_on_disk_compressed(tmp_path, tied, shard):
-    from accelerate import cpu_offload, init_empty_weights
-
-    llama(tied).save_pretrained(tmp_path / "plain", max_shard_size=shard)
-    neuzip.compress_file(tmp_path / "plain", tmp_path / "nz")
-    reference = load(tmp_path / "plain")
-    with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(reference.config, dtype=torch.bfloat16)
-    with OffloadedWeights(tmp_path / "nz", model.all_tied_weights_keys) as weights:
-        assert set(weights) == set(reference.state_dict()) and len(weights) == len(set(weights))
-        assert isinstance(weights["lm_head.weight"], CompressedTensor)
-        assert same_bits(weights["lm_head.weight"].dense(), reference.lm_head.weight)
-        with pytest.raises(KeyError):
-            weights["other"]
-        cpu_offload(model, execution_device=torch.device("cpu"), state_dict=weights)
-        assert same_bits(logits(model), logits(reference))
-        assert all(parameter.is_meta for parameter in model.parameters())
-
-
 def test_importing_patches_nothing():
     code = """
 import sys
@@ -401,8 +351,8 @@ assert "transformers" not in sys.modules and "torch" not in sys.modules
 import accelerate, peft, safetensors.torch, torch, transformers
 from transformers import PreTrainedModel, Trainer, core_model_loading, modeling_utils
 from transformers.quantizers import auto
-watched = [PreTrainedModel, Trainer, core_model_loading, modeling_utils, auto, safetensors.torch, torch.nn.Linear,
-           torch.Tensor, torch.nn.Module, accelerate, peft]
+watched = [PreTrainedModel, Trainer, core_model_loading, modeling_utils, auto, safetensors.torch,
+           torch.Tensor, torch.nn.Linear, torch.nn.Module, accelerate, peft]
 before = [dict(vars(thing)) for thing in watched]
 registered = set(auto.AUTO_QUANTIZER_MAPPING)
 neuzip.NeuzipConfig

@@ -178,6 +178,39 @@ void little_room(const Encoded &tensor, size_t stride) {
   }
 }
 
+// Streams of a full chunk without their words: the loops, which check nothing, would run on into what follows
+// and beyond its end, if nobody counted. What follows is long enough not to be copied, and shorter than what
+// was cut.
+void thirst(bool local) {
+  constexpr size_t kFull = 65536;
+  Random random(local);
+  Bytes original(2 * (kFull + 9000));
+  for (size_t i = 0; i < original.size(); i += 2) {
+    const uint32_t exponent = 120 + random.below(4);
+    original[i] = static_cast<uint8_t>(exponent << 7 | (local ? random.below(16) : random.below(128)));
+    original[i + 1] = static_cast<uint8_t>((local ? 0 : random.below(2)) << 7 | exponent >> 1);
+  }
+  Encoded tensor = encode(1, NZ_LEVEL_DEFAULT, 16, original);
+  undamaged(tensor);
+  // Spec §4: two records; then plane 1, less its payload if it is raw, and plane 0's stream; or plane 1's
+  // table of 16 symbols and its stream.
+  const size_t plane = local ? 1 : 0, words_at = 16 + (local ? 36 + 2 * 16 : kFull - 64) + 128;
+  uint8_t *record = tensor.chunks.data() + 8 * plane;
+  REQUIRE(record[0] == (local ? 4 : 3) && tensor.chunks[8] == (local ? 4 : 0));
+  uint32_t words;
+  std::memcpy(&words, record + 4, 4);
+  REQUIRE(words * 2 > tensor.index[2] && tensor.index[2] > 8400 / (local ? 2 : 1));
+  std::memset(record + 4, 0, 4);
+  const size_t cut = (2 * size_t{words} + 3) / 4 * 4;  // with the padding behind them
+  const auto at = tensor.chunks.begin() + words_at;
+  tensor.chunks.erase(at, at + cut);
+  tensor.index[0] -= static_cast<uint32_t>(cut);
+  const Exact src(tensor.chunks), table(tensor.table);
+  Exact dst(original.size());
+  nz_decode_job job = decode_job(tensor, src, table, &dst);
+  REQUIRE(nz_decode(&job, 1, 1) == NZ_CORRUPT && job.bad_chunk == 0);
+}
+
 // Every size around the lengths that the loops and modes care about.
 void sizes(int32_t layout, int32_t level) {
   for (size_t around : {0, 32, 64, 128, 256, 512, 1024, 2048, 4096}) {
@@ -211,6 +244,8 @@ int main() {
         }
       }
     }
+    thirst(false);
+    thirst(true);
     std::printf("%s\n", nz_isa_name(isa));
   }
   return 0;
