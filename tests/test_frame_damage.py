@@ -176,6 +176,17 @@ def test_lengths_that_lie(case: str) -> None:
                 assert same_or_refused(whole, original)
 
 
+@pytest.mark.parametrize("case", SMALL)
+def test_a_frame_is_no_longer_than_its_parts(case: str) -> None:
+    made, _ = small(case)
+    header_size = frame.read_header(made).header_size
+    for more in 8, 16, 80:
+        longer = bytearray(made + bytes(more))
+        longer[24:32] = len(longer).to_bytes(8, "little")
+        with pytest.raises(CorruptFrame):
+            unpacked(frame_header.stamp(longer, header_size))
+
+
 def test_without_checksums_damage_is_found_where_it_shows() -> None:
     """Options(verify=False): the structure is still checked, and nothing else."""
     made, original = small("rank")

@@ -34,6 +34,7 @@ def test_offloaded_weights_stay_compressed(tmp_path, tied):
     held = {name: value for name, value in model.state_dict().items() if isinstance(value, CompressedTensor)}
     cpu_offload(model, execution_device=torch.device("cpu"), state_dict=model.state_dict())
     assert all(parameter.is_meta for parameter in model.parameters())
+    assert all(isinstance(parameter, torch.nn.Parameter) for parameter in model.parameters())
     assert same_bits(logits(model), expected)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert model.lm_head._hf_hook.weights_map["weight"].weight is held["lm_head.weight"].weight
