@@ -145,10 +145,15 @@ struct Workbench {
   std::unique_ptr<TableCache> table;
 };
 
+Workbench &this_thread() {
+  static thread_local Workbench bench;
+  return bench;
+}
+
 // This thread's, with what `scratch` names made if it was not; null if memory is short.
 template <typename Scratch>
 Workbench *workbench(Scratch Workbench::*scratch, Scratch (*make)()) {
-  static thread_local Workbench bench;
+  Workbench &bench = this_thread();
   if (!(bench.*scratch)) bench.*scratch = make();
   if (!bench.table) bench.table.reset(new (std::nothrow) TableCache);
   if (!(bench.*scratch) || !bench.table) return nullptr;

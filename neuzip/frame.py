@@ -118,9 +118,20 @@ class _Fixed:
 def _read_fixed(view: Bytes) -> _Fixed:
     if view.size < FIXED_SIZE:
         raise TruncatedInput(f"a frame header has at least {FIXED_SIZE} bytes, here are {view.size}")
-    magic, version, code, coding, chunk_log2, required, ndim, level, table_size, size, frame_size, checksum = (
-        _FIXED.unpack_from(view)
-    )
+    (
+        magic,
+        version,
+        code,
+        coding,
+        chunk_log2,
+        required,
+        ndim,
+        level,
+        table_size,
+        size,
+        frame_size,
+        checksum,
+    ) = _FIXED.unpack_from(view)
     if magic != MAGIC:
         raise UnsupportedFormat("not a neuzip frame: wrong magic")
     if version != VERSION:

@@ -28,13 +28,16 @@ _MAX_ENTRIES = 0xFFFF
 class PiecewiseEncoder:
     """Encodes consecutive pieces of a tensor of ``shape`` and ``dtype``; only compressed bytes are kept.
 
-    Every piece is planned on its own. The frame decodes to the same bytes as :func:`neuzip.frame.encode`'s, but
-    its tables, and so its own bytes, may differ.
+    Every piece is planned on its own. The frame decodes to the same bytes as :func:`neuzip.frame.encode`'s,
+    but its tables, and so its own bytes, may differ.
     """
 
     def __init__(self, dtype: DType, shape: Sequence[int], options: Options | None = None) -> None:
         self._dtype, self._shape, self._options = dtype, tuple(shape), options or Options()
-        self._size = dtype.nbytes(shape)
+        size = dtype.nbytes(shape)
+        if size is None:
+            raise InvalidArgument(f"shape {tuple(shape)} of {dtype.name} does not fill whole bytes")
+        self._size = size
         self._plan: Plan | None = None
         self._tables = _Tables()
         self._taken = 0

@@ -1,11 +1,12 @@
-"""Weights of fewer bits, for inference: NeuZip's lossy mode (Hao et al. 2024, arXiv:2410.20650, §4).
+"""Weights of fewer bits, for inference: NeuZip's lossy mode (Hao et al. 2024, arXiv:2410.20650).
 
-A block of consecutive weights is divided by its largest magnitude, its *scale*, and each quotient is rounded to
-``k`` mantissa bits and stored as a *code*: an 8-bit float of 1 sign, 7−k exponent and k mantissa bits, without
-subnormals. Codes and scales are compressed losslessly, as two frames (spec §5), so that an exponent costs
-its entropy, about 2.6 bits, however wide its field is.
+A block of consecutive weights is divided by its largest magnitude, its *scale*, and each quotient is
+rounded to ``k`` mantissa bits and stored as a *code*: an 8-bit float of 1 sign, 7−k exponent and k mantissa
+bits, without subnormals. Codes and scales are compressed losslessly, as two frames (spec §5), so that an
+exponent costs its entropy, about 2.6 bits, however wide its field is.
 
-Header, frame of the scales (one a block, of the weight's dtype), frame of the codes (U8, of the weight's shape):
+Header, frame of the scales (one a block, of the weight's dtype), frame of the codes (U8, of the weight's
+shape):
 
 | bytes | type | name | meaning |
 |---|---|---|---|
@@ -111,7 +112,7 @@ def _quantise(flat: torch.Tensor, precision: Precision) -> tuple[torch.Tensor, t
     units = torch.round(torch.ldexp(fraction, torch.tensor(k + 1))).int()
     codes = ((exponent - 1 + precision.top) << k) + units - (1 << k)
     # Below the smallest exponent field, 1, is only zero: the nearer of the two.
-    codes = codes.clamp(min=1 << k) * (quotients.abs() > 2.0 ** -precision.top)
+    codes = codes.clamp(min=1 << k) * (quotients.abs() > 2.0**-precision.top)
     codes = codes.where(quotients >= 0, codes + 128)
     return codes.to(torch.uint8).view(-1)[:count], scales.view(-1).to(flat.dtype)
 

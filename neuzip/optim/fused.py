@@ -44,8 +44,8 @@ def fused(
 
     The loop stays ``loss.backward(); opt.step(); opt.zero_grad()``, and every bit of the weights is what the ordinary
     optimizer gives. Gradients are freed in backward, so what comes between backward and step finds none; use
-    ``with opt.accumulate():`` for steps of several backwards, and ``max_grad_norm`` with :meth:`FusedOptimizer.backward`
-    to clip.
+    ``with opt.accumulate():`` for steps of several backwards, and ``max_grad_norm`` with
+    :meth:`FusedOptimizer.backward` to clip.
 
     model: a module, compressed before or not at all, or what torch optimizers take: parameters or param groups.
     max_grad_norm: clip as ``torch.nn.utils.clip_grad_norm_`` does, by running forward and backward twice.
@@ -163,7 +163,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             if optimizer is not None:
                 optimizer._on_gradient(parameter)
 
-        self._handles[id(parameter)] = parameter.register_post_accumulate_grad_hook(hook)
+        handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        self._handles[id(parameter)] = handle
 
     def close(self) -> None:
         """Takes the hooks off the model: this optimizer no longer steps in backward. Gradients are kept again."""
@@ -264,7 +265,8 @@ class FusedOptimizer(torch.optim.Optimizer):
                 loss = closure()
             if not torch.allclose(loss, first, rtol=0, atol=0, equal_nan=True):
                 raise InvalidArgument(
-                    f"the closure gave a loss of {first.item()!r} and then {loss.item()!r}: it must compute the same twice"
+                    f"the closure gave a loss of {first.item()!r} and then {loss.item()!r}: "
+                    "it must compute the same twice"
                 )
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
@@ -370,7 +372,8 @@ def _listed(given: Iterable[Any]) -> list[Any]:
 
 def _first(groups: list[Any]) -> torch.Tensor:
     first = groups[0]["params"][0] if isinstance(groups[0], dict) else groups[0]
-    return first[1] if isinstance(first, tuple) else first  # (name, parameter)
+    parameter: torch.Tensor = first[1] if isinstance(first, tuple) else first  # (name, parameter)
+    return parameter
 
 
 def _placeholder(parameter: torch.Tensor) -> torch.nn.Parameter:

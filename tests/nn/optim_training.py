@@ -41,7 +41,12 @@ class Llama(nn.Module):
     """Tokens (batch, length) to the loss of predicting them."""
 
     def __init__(
-        self, layers: int = 2, bias: bool = False, tied: bool = False, checkpointing: bool = False, dropout: float = 0
+        self,
+        layers: int = 2,
+        bias: bool = False,
+        tied: bool = False,
+        checkpointing: bool = False,
+        dropout: float = 0,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)

@@ -41,7 +41,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def compare(kind: str, steps: int = 3, model: dict[str, Any] | None = None, prepare: Any = None, **how: Any) -> None:
+def compare(
+    kind: str, steps: int = 3, model: dict[str, Any] | None = None, prepare: Any = None, **how: Any
+) -> None:
     optimizer_class, options = OPTIMIZERS[kind]
     traces = []
     for fuse in (False, True):
@@ -69,7 +71,8 @@ def test_models(kind: str, model: str) -> None:
 
 @pytest.mark.parametrize("model", ["tied-checkpointing-bias", "dropout"])
 @pytest.mark.parametrize(
-    ("kind", "parts", "clip"), [("momentum", 3, None), ("adamw", 1, 0.5), ("adamw", 2, 0.5), ("momentum", 1, 1e9)]
+    ("kind", "parts", "clip"),
+    [("momentum", 3, None), ("adamw", 1, 0.5), ("adamw", 2, 0.5), ("momentum", 1, 1e9)],
 )
 def test_accumulation_and_clipping(kind: str, model: str, parts: int, clip: float | None) -> None:
     compare(kind, steps=3, model=MODELS[model], parts=parts, clip=clip)
@@ -186,7 +189,11 @@ def test_every_pattern_after_a_step_of_lr_zero(kind: str) -> None:
         linear = torch.nn.Linear(256, 512, bias=False, dtype=torch.bfloat16)
         linear.weight = torch.nn.Parameter(CompressedTensor.compress(value) if fuse else value.clone())
         settings = {**options, "lr": 0.0, "weight_decay": 0.0}
-        opt = fused(linear, optimizer_class, piece_bytes=1, **settings) if fuse else optimizer_class([linear.weight], **settings)
+        opt = (
+            fused(linear, optimizer_class, piece_bytes=1, **settings)
+            if fuse
+            else optimizer_class([linear.weight], **settings)
+        )
         linear(torch.ones(2, 256, dtype=torch.bfloat16)).sum().backward()
         opt.step()
         results.append(digest(linear.weight))
@@ -196,7 +203,9 @@ def test_every_pattern_after_a_step_of_lr_zero(kind: str) -> None:
 def test_incompressible_weights_train() -> None:
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(-(1 << 15), 1 << 15, (512, 256), generator=generator, dtype=torch.int16)
-    value = torch.where(bits.view(torch.bfloat16).isfinite(), bits.view(torch.bfloat16), 1.0).clamp(-1e30, 1e30)
+    value = torch.where(bits.view(torch.bfloat16).isfinite(), bits.view(torch.bfloat16), 1.0).clamp(
+        -1e30, 1e30
+    )
     results = []
     for fuse in (False, True):
         linear = torch.nn.Linear(256, 512, bias=False, dtype=torch.bfloat16)

@@ -50,7 +50,7 @@ def test_looks_like_an_optimizer() -> None:
 
 def test_second_backward_is_refused() -> None:
     _, model = both()
-    opt = fused(model, O.SGD, lr=0.1)
+    _opt = fused(model, O.SGD, lr=0.1)
     model(batch(0)).backward()
     with pytest.raises(InvalidArgument, match=r"head\.weight.*accumulate"):
         model(batch(1)).backward()
@@ -387,7 +387,13 @@ def test_parameters_given_as_torch_takes_them() -> None:
         model(batch(0)).backward()
         each.step()
     assert weights_of(usual) == weights_of(ours)
-    fused([{"params": (each for each in ours.parameters())}, ], O.AdamW, lr=1e-3)
+    fused(
+        [
+            {"params": (each for each in ours.parameters())},
+        ],
+        O.AdamW,
+        lr=1e-3,
+    )
 
 
 def test_add_param_group_and_unfreezing() -> None:

@@ -49,7 +49,9 @@ CASES = [
 
 @pytest.mark.parametrize(("optimizer_class", "options"), CASES)
 @pytest.mark.parametrize("way", ["fused-to-fused", "fused-to-usual", "dense-to-usual", "usual-to-fused"])
-def test_continues_with_the_state_of_the_other(way: str, optimizer_class: Any, options: dict[str, Any]) -> None:
+def test_continues_with_the_state_of_the_other(
+    way: str, optimizer_class: Any, options: dict[str, Any]
+) -> None:
     before, after = way.split("-to-")
     model = make_model(layers=1, compressed=before != "usual")
     opt = optimizer_class(model.parameters(), **options)
@@ -80,7 +82,9 @@ def test_dense_state_is_that_of_the_ordinary_optimizer() -> None:
         run(model, opt, range(2))
         state = opt.dense_state_dict() if fuse else opt.state_dict()
         assert all(type(value) is torch.Tensor for each in state["state"].values() for value in each.values())
-        digests = {key: {name: digest(value) for name, value in each.items()} for key, each in state["state"].items()}
+        digests = {
+            key: {name: digest(value) for name, value in each.items()} for key, each in state["state"].items()
+        }
         states.append((digests, state["param_groups"]))
     assert states[0] == states[1]
 
@@ -109,7 +113,9 @@ class Mixed(Lion):
             for p in group["params"]:
                 state = self.state[p]
                 if not state:
-                    state.update(master=p.float(), mask=torch.zeros_like(p, dtype=torch.int32), scale=torch.ones(3))
+                    state.update(
+                        master=p.float(), mask=torch.zeros_like(p, dtype=torch.int32), scale=torch.ones(3)
+                    )
                 state["scale"] *= 0.9999999
                 state["mask"] += p.grad > 0
                 update = p.grad.float() * state["scale"][0] * (1 + state["mask"])
