@@ -33,7 +33,7 @@ class Storages(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self._alive = {key: made for key, made in self._alive.items() if not made[0].expired()}
         for storage in _storages(result):
-            if storage._cdata not in given:
+            if storage._cdata not in given and storage.nbytes() >= 1024:
                 self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
         return result
