@@ -15,6 +15,7 @@ from neuzip.container import Container
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, UnsupportedFormat
 from neuzip.files import MappedFile, created_file, drafted_directory, remove_files, storage, walk_files
 from neuzip.manifest import (
+    CONFIG,
     CONTAINER,
     COPY,
     MANIFEST_NAME,
@@ -24,6 +25,7 @@ from neuzip.manifest import (
     is_index,
     member_path,
 )
+from neuzip.model_config import belongs_to_weights
 from neuzip.report import PLAIN, FileReport, Meter, Progress, Report
 from neuzip.task import Task
 
@@ -46,8 +48,9 @@ def compress(task: Task) -> Report:
     ) as draft:
         for name, path in files.items():
             target = _make_parents(draft, name)
+            is_config = belongs_to_weights(name, files)
             manifest.files[name] = _compress_member(
-                path, target, task.destination / name, task.options, meter
+                path, target, task.destination / name, task.options, meter, is_config=is_config
             )
             reports.append(_file_report(name, manifest.files[name], target))
         text = manifest.format()
@@ -101,7 +104,8 @@ def verify(source: Path, options: Options, progress: Progress | None) -> Report:
                 member.verify(container, options, meter.advance)
         else:
             with MappedFile(path) as file:
-                _check_record(member.measure(file, meter.advance), record, path)
+                original = member.original_config(file) if record.coding == CONFIG else file.view
+                _check_record(member.measure(original, record.coding, meter.advance), record, path)
         reports.append(_file_report(name, record, path))
     return _report(source, None, reports, _size(source / MANIFEST_NAME), started)
 
@@ -180,8 +184,13 @@ def _check_loss(task: Task, files: Iterable[str]) -> None:
             )
 
 
-def _compress_member(source: Path, draft: Path, destination: Path, options: Options, meter: Meter) -> Record:
-    """A container if the file is a plain safetensors file and shrinks, else a copy (§8)."""
+def _compress_member(
+    source: Path, draft: Path, destination: Path, options: Options, meter: Meter, *, is_config: bool
+) -> Record:
+    """A container if the file is a plain safetensors file and shrinks, else a copy (§8).
+
+    is_config: whether the file is a config.json beside weights, in which the quantization method is named.
+    """
     if source.suffix == member.SUFFIX:
         try:
             with Container.open(source) as plain:
@@ -195,7 +204,8 @@ def _compress_member(source: Path, draft: Path, destination: Path, options: Opti
             # A dtype or a container that only a later version knows.
             pass
     with MappedFile(source) as file:
-        return member.copy(file, draft, destination, meter.advance)
+        named = member.name_method(file, draft, destination, meter.advance) if is_config else None
+        return named or member.copy(file, draft, destination, meter.advance)
 
 
 def _restore_member(
@@ -207,8 +217,9 @@ def _restore_member(
             _check_record(member.original_record(container), record, source)
             member.restore(container, draft, destination, options, meter.advance)
     else:
+        write = member.restore_config if record.coding == CONFIG else member.copy
         with MappedFile(source) as file:
-            _check_record(member.copy(file, draft, destination, meter.advance), record, source)
+            _check_record(write(file, draft, destination, meter.advance), record, source)
 
 
 def _check_record(found: Record, expected: Record, path: Path) -> None:
@@ -229,7 +240,7 @@ def _compare(manifest: Manifest, compressed: Path, plain: Path, options: Options
                     member.compare(container, original, options)
             else:
                 with MappedFile(compressed / name) as copied:
-                    member.compare_copy(copied, original)
+                    member.compare_copy(copied, original, record.coding)
 
 
 def _make_parents(draft: Path, name: str) -> Path:

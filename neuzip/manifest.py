@@ -20,12 +20,13 @@ MANIFEST_NAME = "neuzip.json"
 VERSION = 1
 CONTAINER = "container"
 COPY = "copy"
+CONFIG = "config"
 INDEX_SUFFIX = ".safetensors.index.json"
 
 
 @dataclass(frozen=True)
 class Record:
-    """One file of a directory: bytes and sha256 of the original, and `coding`, CONTAINER or COPY."""
+    """One file of a directory: bytes and sha256 of the original, and `coding`, CONTAINER, CONFIG or COPY."""
 
     size: int
     sha256: str
@@ -163,6 +164,6 @@ def _record(name: str, value: Any) -> Record:
         raise CorruptFrame(f"the manifest's entry {name!a} has no size")
     if not is_sha256(sha256):
         raise CorruptFrame(f"the manifest's entry {name!a} has no sha256")
-    if coding not in (CONTAINER, COPY):
+    if coding not in (CONTAINER, COPY, CONFIG):
         raise UnsupportedFormat(f"the manifest's entry {name!a} has an unknown coding {ascii(coding)[:40]}")
     return Record(size, sha256, coding)

@@ -10,7 +10,8 @@ from neuzip.container import BATCH_BYTES, Container, write_container
 from neuzip.digest import Digest
 from neuzip.errors import CorruptFrame, InvalidArgument
 from neuzip.files import MappedFile, created_file, same_bytes
-from neuzip.manifest import CONTAINER, COPY, Record
+from neuzip.manifest import CONFIG, CONTAINER, COPY, Record
+from neuzip.model_config import LIMIT, insert_method, remove_method
 
 SUFFIX = ".safetensors"
 
@@ -65,12 +66,40 @@ def copy(file: MappedFile, draft: Path, destination: Path, advance: Advance) -> 
         return Record(digest.size, digest.hexdigest(), COPY)
 
 
-def measure(file: MappedFile, advance: Advance) -> Record:
-    """What copy returns, writing nothing."""
+def measure(view: memoryview, coding: str, advance: Advance) -> Record:
+    """Size and sha256 of a file's original bytes."""
     with Digest() as digest:
-        for piece in _hashed(file.view, digest):
+        for piece in _hashed(view, digest):
             advance(len(piece))
-        return Record(digest.size, digest.hexdigest(), COPY)
+        return Record(digest.size, digest.hexdigest(), coding)
+
+
+def name_method(file: MappedFile, draft: Path, destination: Path, advance: Advance) -> Record | None:
+    """Writes a config.json that names the quantization method (§8) to `draft`; None if it must stay as it is."""
+    original = bytes(file.view[: LIMIT + 1])
+    edited = insert_method(original) if len(original) <= LIMIT else None
+    if edited is None:
+        return None
+    with created_file(draft, mode=file.mode, destination=destination) as out:
+        out.write(edited)
+        file.check_unchanged()
+    return measure(memoryview(original), CONFIG, advance)
+
+
+def restore_config(file: MappedFile, draft: Path, destination: Path, advance: Advance) -> Record:
+    """Writes the original of a config.json that names the method to `draft`. Raises CorruptFrame."""
+    original = original_config(file)
+    with created_file(draft, mode=file.mode, destination=destination) as out:
+        out.write(original)
+    return measure(original, CONFIG, advance)
+
+
+def original_config(file: MappedFile) -> memoryview:
+    """The original bytes of a config.json that names the method. Raises CorruptFrame, naming the file."""
+    try:
+        return memoryview(remove_method(bytes(file.view)))
+    except CorruptFrame as error:
+        raise error.at(file=file.path) from None
 
 
 def original_record(container: Container) -> Record:
@@ -98,9 +127,10 @@ def compare(container: Container, plain: MappedFile, options: Options) -> None:
         )
 
 
-def compare_copy(copied: MappedFile, plain: MappedFile) -> None:
-    """Raises CorruptFrame, naming the copy, if two files differ."""
-    if not same_bytes(copied.view, plain.view):
+def compare_copy(copied: MappedFile, plain: MappedFile, coding: str) -> None:
+    """Raises CorruptFrame, naming the copy, if it does not stand for the plain file's bytes."""
+    original = original_config(copied) if coding == CONFIG else copied.view
+    if not same_bytes(original, plain.view):
         raise CorruptFrame(f"differs from {plain.path}", file=copied.path)
 
 

@@ -17,8 +17,8 @@ Progress = Callable[[int, int], None]
 class FileReport:
     """One file. Sizes in bytes.
 
-    path: relative to the directory, or the name of a single file. coding: "container", "copy", or "plain" for
-    an uncompressed safetensors file that was verified.
+    path: relative to the directory, or the name of a single file. coding: "container", "config", "copy" (§8), or
+    "plain" for an uncompressed safetensors file that was verified.
     """
 
     path: str

@@ -34,7 +34,8 @@ def test_directory_roundtrip(folder: Path, tmp_path: Path) -> None:
     for name, record in manifest_of(packed)["files"].items():
         assert record["sha256"] == before[name][0]
         assert record["size"] == (folder / name).stat().st_size
-        assert record["coding"] == ("container" if "adapter" in name or "model-" in name else "copy")
+        coding = "container" if "adapter" in name or "model-" in name else "copy"
+        assert record["coding"] == ("config" if name == "config.json" else coding)
 
     verified = verify_file(packed)
     assert (verified.original_size, verified.compressed_size) == (

@@ -92,6 +92,27 @@ def test_missing_and_wrong_members(packed_folder: Path) -> None:
     assert list(packed_folder.parent.iterdir()) == [packed_folder]
 
 
+def test_a_config_that_was_edited(packed_folder: Path) -> None:
+    config = packed_folder / "config.json"
+    text = config.read_bytes()
+    for changed in (
+        b'{"model_type": "llama"}',
+        text.replace(b'"neuzip"', b'"gptq"'),
+        text.replace(b'"llama"', b'"lama"'),
+        text + b"\n",
+        text.replace(b"llama", b"gemma"),
+    ):
+        config.write_bytes(changed)
+        for work in (decompress_file, verify_file):
+            with pytest.raises(CorruptFrame) as caught:
+                work(packed_folder)
+            assert caught.value.file == str(config)
+    config.write_bytes(text)
+    edit_manifest(packed_folder, lambda fields: fields["files"]["config.json"].update(coding="copy"))
+    with pytest.raises(CorruptFrame, match="manifest"):
+        verify_file(packed_folder)
+
+
 def test_a_container_of_another_file(packed_folder: Path, source: Path) -> None:
     """Valid in itself, but not what the manifest lists."""
     source.write_bytes(build(model(["BF16"])))

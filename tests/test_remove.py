@@ -124,6 +124,18 @@ def test_remove_of_a_copied_file_compares_it(folder: Path, monkeypatch: pytest.M
     assert not folder.with_name("llama.nz").exists()
 
 
+def test_remove_compares_the_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "empty").unlink()  # it has no bit to lose
+    damage_on_sync(monkeypatch, -1)
+    with pytest.raises(CorruptFrame, match="differs") as caught:
+        compress_file(folder, remove=True)
+    assert str(caught.value.file).endswith("config.json")
+    assert (folder / "config.json").read_text() == '{"model_type": "llama"}'
+    damage_on_sync(monkeypatch, 0)
+    with pytest.raises(CorruptFrame, match="does not begin"):
+        compress_file(folder, remove=True)
+
+
 def test_remove_keeps_files_that_came_later(folder: Path) -> None:
     def add(done: int, total: int) -> None:
         (folder / "sub" / "later.txt").write_text("new")

@@ -50,6 +50,9 @@ class NeuzipConfig(QuantizationConfigMixin):
     min_size: elements below which a parameter stays dense. level: ``"default"`` or ``"max"``. piece_bytes:
     dense bytes above which a weight is decompressed in pieces.
 
+    A checkpoint that is compressed names the method itself and needs none; transformers then takes the options of its
+    config.json, not those given. ``load_model`` takes options for both.
+
     Raises InvalidArgument for another ``quant_method``.
     """
 
@@ -267,6 +270,9 @@ def load_pretrained(config: Any, path: str | os.PathLike[str], selection: dict[s
     config = copy.deepcopy(config)
     if len(files) == 1:
         config.transformers_weights = files[0].name
+    if selection and _method(config) == METHOD:
+        # Options that are given are meant; transformers would take those of the configuration.
+        del config.quantization_config
     settings = None if getattr(config, "quantization_config", None) else NeuzipConfig(**selection)
     model = AutoModelForCausalLM.from_pretrained(
         files[0].parent,
@@ -276,6 +282,16 @@ def load_pretrained(config: Any, path: str | os.PathLike[str], selection: dict[s
     )
     vars(model.config).pop("transformers_weights", None)
     return model
+
+
+def _method(config: Any) -> Any:
+    """The quantization method that a configuration names, if it does."""
+    settings = getattr(config, "quantization_config", None)
+    return (
+        settings.get("quant_method")
+        if isinstance(settings, dict)
+        else getattr(settings, "quant_method", None)
+    )
 
 
 def _attach(model: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from language_models import (
 )
 from models import same_bits
 from torch.multiprocessing.reductions import StorageWeakRef
-from transformers import AutoModelForSequenceClassification, core_model_loading
+from transformers import AutoConfig, AutoModelForSequenceClassification, core_model_loading
 
 import neuzip
 from neuzip import CorruptFrame, InvalidArgument, NeuzipConfig
@@ -128,10 +129,11 @@ def test_options(folder):
 def test_another_dtype_is_cast_as_transformers_casts(folder, tmp_path):
     neuzip.compress_file(folder, tmp_path / "nz")
     reference = load(folder, dtype=torch.float16)
-    for path in (folder, tmp_path / "nz"):
+    # A compressed checkpoint's own options count.
+    for path, count in ((folder, 10), (tmp_path / "nz", 12)):
         model = load(path, dtype=torch.float16, quantization_config=NeuzipConfig(exclude=["*.up_proj.*"]))
         assert_same(model, reference)
-        assert len(compressed_names(model)) == 10
+        assert len(compressed_names(model)) == count
 
 
 def test_a_missing_head_is_initialised_as_ever(folder):
@@ -206,38 +208,33 @@ def test_the_original_format_of_stacked_experts(tmp_path):
     assert_same(load(saved), load(tmp_path / "plain"))
 
 
-@pytest.mark.parametrize("named_in_config", [False, True])
-def test_a_compressed_directory_is_loaded_as_it_is(plain, tmp_path, coded, named_in_config):
+@pytest.mark.parametrize("options", [{}, {"quantization_config": NeuzipConfig()}], ids=["as it is", "named"])
+def test_a_compressed_directory_is_loaded_as_it_is(plain, tmp_path, coded, options):
     packed = tmp_path / "plain.nz"
     neuzip.compress_file(plain, packed)
     expected = load(plain)
-    if named_in_config:
-        config = json.loads((packed / "config.json").read_text())
-        (packed / "config.json").write_text(
-            json.dumps(config | {"quantization_config": {"quant_method": "neuzip"}})
-        )
-        model = load(packed)
-    else:
-        model = load(packed, quantization_config=NeuzipConfig())
+    model = load(packed, **options)
     # transformers stacks experts, which needs them decoded; everything else is taken as it is.
     assert ("encode" in coded) == (expected.config.model_type == "qwen3_moe")
     assert_same(model, expected)
     assert same_bits(logits(model), logits(expected))
-    if not named_in_config:
-        neuzip.decompress_file(packed, tmp_path / "restored")
-        for file in plain.iterdir():
-            assert file.read_bytes() == (tmp_path / "restored" / file.name).read_bytes()
+    neuzip.decompress_file(packed, tmp_path / "restored")
+    for file in plain.iterdir():
+        assert file.read_bytes() == (tmp_path / "restored" / file.name).read_bytes()
 
 
-def test_without_a_config_transformers_refuses_a_compressed_directory(folder, tmp_path):
+def test_without_the_method_transformers_refuses_a_compressed_directory(folder, tmp_path):
     neuzip.compress_file(folder, tmp_path / "nz")
+    shutil.copy(folder / "config.json", tmp_path / "nz")
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         load(tmp_path / "nz")
 
 
-def test_load_model_takes_a_configuration(folder, tmp_path, coded):
+@pytest.mark.parametrize("named", [False, True])
+def test_load_model_takes_a_configuration(folder, tmp_path, coded, named):
     neuzip.compress_file(folder, tmp_path / "nz")
-    config = load(folder).config
+    config = AutoConfig.from_pretrained(tmp_path / ("nz" if named else "llama"))
+    assert hasattr(config, "quantization_config") == named
     model = load_model(config, tmp_path / "nz")
     assert coded == []
     single = load_model(config, tmp_path / "nz" / "model.safetensors", exclude=["*.mlp.*"])
