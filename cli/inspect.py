@@ -105,7 +105,7 @@ def cells(tensor: TensorInspection) -> list[str]:
     return [
         tensor.name,
         tensor.dtype,
-        "×".join(map(str, tensor.shape)) or "scalar",
+        text.shape(tensor.shape),
         text.size(tensor.original_size),
         "–" if tensor.compressed_size is None else text.size(tensor.compressed_size),
         text.ratio(tensor.compressed_size, tensor.original_size),

@@ -1,6 +1,7 @@
 """The program: its commands, and how a failure ends it.
 
-Exit codes: 0 done, 1 the data or the system refused (one line on stderr), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 the data or the system refused (one line on stderr), 2 wrong usage, 130 interrupted. diff
+answers as diff(1): 0 the same, 1 different, 2 refused.
 Command modules import the library and the presentation libraries inside their functions, so that `--help`,
 `--version` and completion start at once.
 """
@@ -19,6 +20,7 @@ from neuzip.cli.bench import bench
 from neuzip.cli.completion import completion
 from neuzip.cli.compress import compress
 from neuzip.cli.decompress import decompress
+from neuzip.cli.diff import TROUBLE, diff
 from neuzip.cli.doctor import doctor
 from neuzip.cli.inspect import inspect
 from neuzip.cli.text import printable
@@ -37,6 +39,16 @@ class Failure(click.ClickException):
         click.echo(f"neuzip: {printable(self.message)}", err=True)
 
 
+class DiffFailure(Failure):
+    """The same of diff, which keeps 1 for what it found."""
+
+    exit_code = TROUBLE
+
+
+def failure(ctx: click.Context, message: str) -> Failure:
+    return (DiffFailure if ctx.invoked_subcommand == diff.name else Failure)(message)
+
+
 def describe(error: OSError) -> str:
     """`model.safetensors: No space left on device`: the file first, no errno."""
     parts = [str(name) for name in (error.filename, error.filename2) if name is not None]
@@ -52,13 +64,13 @@ class Program(click.Group):
             sys.stdout.flush()
             return result
         except NeuzipError as error:  # before OSError: StorageError is both, and its message is complete
-            raise Failure(str(error)) from error
+            raise failure(ctx, str(error)) from error
         except BrokenPipeError:
             raise  # click closes stdout quietly: the reader of a pipe has gone
         except OSError as error:
-            raise Failure(describe(error)) from error
+            raise failure(ctx, describe(error)) from error
         except MemoryError as error:
-            raise Failure("not enough memory") from error
+            raise failure(ctx, "not enough memory") from error
         except (KeyboardInterrupt, click.Abort):
             click.echo("neuzip: interrupted", err=True)
             ctx.exit(INTERRUPTED)
@@ -78,7 +90,7 @@ def program() -> None:
     """
 
 
-for command in (compress, decompress, verify, inspect, bench, doctor, completion):
+for command in (compress, decompress, verify, inspect, diff, bench, doctor, completion):
     program.add_command(command)
 
 

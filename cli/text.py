@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -53,6 +54,21 @@ def count(number: int, noun: str) -> str:
 def difference(value: float | None) -> str:
     """A difference of ratios: `+.0012`."""
     return "–" if value is None else f"{value:+.4f}".replace("0.", ".", 1)
+
+
+def shape(extents: Sequence[int]) -> str:
+    """`4096×4096`; `scalar` for no dimensions."""
+    return "×".join(map(str, extents)) or "scalar"
+
+
+def percent(part: float, whole: float) -> str:
+    """`12.3 %`, never rounded to nothing or all; `–` of nothing."""
+    if whole == 0:
+        return "–"
+    share = 100 * part / whole
+    if 0 < share < 0.1:
+        return "< 0.1 %"
+    return "> 99.9 %" if 99.9 < share < 100 else f"{share:.1f} %"
 
 
 def document(value: Any) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neuzip.checkpoint import Report, compress_file, decompress_file, verify_file
+    from neuzip.difference import Difference, diff_files
     from neuzip.errors import (
         CorruptFrame,
         InvalidArgument,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CorruptFrame",
+    "Difference",
     "InvalidArgument",
     "NeuzipError",
     "Report",
@@ -29,6 +31,7 @@ __all__ = [
     "__version__",
     "compress_file",
     "decompress_file",
+    "diff_files",
     "safe_open",
     "verify_file",
 ]
@@ -36,10 +39,12 @@ __all__ = [
 # Imported when first asked for, so that the command line starts before numpy and the library are loaded.
 # What needs transformers is not in __all__: `from neuzip import *` works without it.
 _HOMES = {
+    "Difference": "neuzip.difference",
     "NeuzipConfig": "neuzip.integrations.transformers",
     "Report": "neuzip.checkpoint",
     "compress_file": "neuzip.checkpoint",
     "decompress_file": "neuzip.checkpoint",
+    "diff_files": "neuzip.difference",
     "safe_open": "neuzip.reader",
     "verify_file": "neuzip.checkpoint",
 }
