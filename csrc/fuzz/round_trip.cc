@@ -2,47 +2,16 @@
 // first two bytes of the input choose layout, level and chunk size; the rest, repeated with slight changes to
 // make enough, are the tensor.
 #include <algorithm>
-#include <cstdlib>
-#include <vector>
 
-#include "neuzip.h"
-
-namespace {
-
-void require(bool condition) {
-  if (!condition) std::abort();
-}
-
-struct Encoded {
-  std::vector<uint8_t> bytes;
-  std::vector<uint32_t> index;
-};
-
-Encoded encode(nz_encode_job job, int32_t isa) {
-  require(nz_isa_select(isa) == NZ_OK);
-  const uint64_t chunks = (job.units + (uint64_t{1} << job.chunk_log2) - 1) >> job.chunk_log2;
-  Encoded encoded;
-  encoded.bytes.resize(chunks * nz_chunk_bound(job.layout, job.chunk_log2));
-  encoded.index.resize(2 * chunks);
-  job.dst = encoded.bytes.data();
-  job.capacity = encoded.bytes.size();
-  job.index = encoded.index.data();
-  require(nz_encode(&job, 1, 1) == NZ_OK);
-  encoded.bytes.resize(job.written);
-  encoded.bytes.shrink_to_fit();
-  return encoded;
-}
-
-}  // namespace
+#include "tensor.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size) {
   if (size < 3) return 0;
-  static const uint64_t widths[] = {0, 2, 2, 4, 8, 1};
   nz_encode_job job = {};
   job.layout = 1 + input[0] % 5;
   job.chunk_log2 = 10 + input[0] / 5 % 3;
   const int32_t level = input[0] >> 7;
-  const uint64_t width = widths[job.layout];
+  const uint64_t width = kWidths[job.layout];
   const size_t repeat = 1 + input[1] % 64;
   const uint8_t change = input[1] >> 6;
   input += 2, size -= 2;
@@ -52,13 +21,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size) {
   original.shrink_to_fit();
   job.src = original.data();
   job.units = original.size() / width;
-  std::vector<uint8_t> table(NZ_TABLE_CAPACITY);
-  const int32_t table_size = nz_plan(job.layout, level, job.chunk_log2, job.src, job.units, table.data());
-  require(table_size >= 0);
-  table.resize(static_cast<size_t>(table_size));
-  table.shrink_to_fit();
+  const std::vector<uint8_t> table = plan(job.layout, level, job.chunk_log2, job.src, job.units);
   job.table = table.data();
-  job.table_bytes = static_cast<uint32_t>(table_size);
+  job.table_bytes = static_cast<uint32_t>(table.size());
 
   const Encoded scalar = encode(job, NZ_SCALAR);
   for (int32_t isa = 0; isa < NZ_ISA_COUNT; isa++) {
