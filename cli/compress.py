@@ -43,7 +43,8 @@ def compress(
 ) -> None:
     """Compress SRC, a safetensors file or a model's directory.
 
-    Of a directory, safetensors files are compressed and all others copied; nothing is lost.
+    Of a directory, safetensors files are compressed and all others copied; nothing is lost. Interrupted,
+    it goes on from there when the command is repeated.
     """
     from neuzip.checkpoint import compress_file
 

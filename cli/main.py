@@ -55,6 +55,11 @@ def describe(error: OSError) -> str:
     return ": ".join([*parts, error.strerror or str(error)])
 
 
+def with_notes(message: str, error: BaseException) -> str:
+    """The message, and what the library noted on the error: that the work can be resumed."""
+    return "; ".join([message, *getattr(error, "__notes__", [])])
+
+
 class Program(click.Group):
     """A group whose commands end with a line and an exit code instead of a traceback."""
 
@@ -64,15 +69,15 @@ class Program(click.Group):
             sys.stdout.flush()
             return result
         except NeuzipError as error:  # before OSError: StorageError is both, and its message is complete
-            raise failure(ctx, str(error)) from error
+            raise failure(ctx, with_notes(str(error), error)) from error
         except BrokenPipeError:
             raise  # click closes stdout quietly: the reader of a pipe has gone
         except OSError as error:
             raise failure(ctx, describe(error)) from error
         except MemoryError as error:
             raise failure(ctx, "not enough memory") from error
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("neuzip: interrupted", err=True)
+        except (KeyboardInterrupt, click.Abort) as error:
+            click.echo(f"neuzip: {with_notes('interrupted', error)}", err=True)
             ctx.exit(INTERRUPTED)
 
 

@@ -6,6 +6,7 @@ Buffers cross as pointers into objects that the caller keeps alive; every call r
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -19,6 +20,10 @@ from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedI
 
 ABI_VERSION = 1
 TABLE_CAPACITY = 160 * 1024
+
+# Linux's RENAME_EXCHANGE (linux/fs.h), and RENAME_SWAP of macOS (sys/stdio.h).
+_EXCHANGE = 2
+_AT_FDCWD = -100
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint32]
@@ -203,6 +208,17 @@ def _error(status: int) -> NeuzipError:
     if status == -4:
         raise MemoryError("no memory for the codec's scratch buffers")
     return InvalidArgument(f"the codec refused its arguments (status {status})")
+
+
+def exchange_paths(first: Path, second: Path) -> bool:
+    """Lets two paths change places in one step. False, and nothing is done, where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    paths = os.fsencode(first), os.fsencode(second)
+    if hasattr(libc, "renameat2"):
+        return bool(libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _EXCHANGE) == 0)
+    if hasattr(libc, "renamex_np"):
+        return bool(libc.renamex_np(*paths, _EXCHANGE) == 0)
+    return False
 
 
 class BytesBuilder:

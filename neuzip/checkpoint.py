@@ -9,8 +9,9 @@ from pathlib import Path
 from neuzip import directory, member
 from neuzip.codec import Options
 from neuzip.container import Container
+from neuzip.draft import drafted_file
 from neuzip.errors import InvalidArgument
-from neuzip.files import MappedFile, drafted_file, storage
+from neuzip.files import MappedFile, drop_cache, storage
 from neuzip.manifest import CONTAINER
 from neuzip.report import PLAIN, FileReport, Meter, Progress, Report
 from neuzip.task import Task
@@ -101,8 +102,10 @@ def _compress(task: Task) -> Report:
         with drafted_file(task.destination, force=task.force) as draft:
             record = member.compress(plain, draft, task.destination, task.options, meter.advance)
             if task.remove:
+                drop_cache(draft)
                 with Container.open(draft) as written, MappedFile(task.source) as source:
                     member.compare(written, source, task.options)
+                    source.check_unchanged()
             compressed = _size(draft)
     if task.remove:
         _remove(task.source)
@@ -118,6 +121,7 @@ def _restore(task: Task) -> Report:
         with drafted_file(task.destination, force=task.force) as draft:
             member.restore(container, draft, task.destination, task.options, meter.advance)
             if task.remove:
+                drop_cache(draft)
                 with MappedFile(draft) as written:
                     member.compare(container, written, task.options)
         compressed = container.header.file_size

@@ -6,14 +6,15 @@ import stat
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from neuzip import member
 from neuzip.codec import Options
 from neuzip.container import Container
+from neuzip.draft import DirectoryDraft, created_file, drafted_directory
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, UnsupportedFormat
-from neuzip.files import MappedFile, created_file, drafted_directory, remove_files, storage, walk_files
+from neuzip.files import MappedFile, drop_cache, remove_files, storage, walk_files
 from neuzip.manifest import (
     CONFIG,
     CONTAINER,
@@ -44,23 +45,33 @@ def compress(task: Task) -> Report:
     manifest = Manifest({})
     reports = []
     with drafted_directory(
-        task.destination, force=task.force, check=lambda: _check_loss(task, files)
+        task.destination,
+        force=task.force,
+        check=lambda: _check_loss(task, files),
+        work=f"compress {task.options.level} {task.options.chunk_log2}",
+        names=files.keys(),
     ) as draft:
         for name, path in files.items():
-            target = _make_parents(draft, name)
+            # What becomes of a config.json depends on other files, so it is not resumed.
             is_config = belongs_to_weights(name, files)
-            manifest.files[name] = _compress_member(
-                path, target, task.destination / name, task.options, meter, is_config=is_config
-            )
-            reports.append(_file_report(name, manifest.files[name], target))
+            record = None if is_config else _done(draft, name, path, meter)
+            target = _make_parents(draft, name)
+            if record is None:
+                record = _compress_member(
+                    path, target, task.destination / name, task.options, meter, is_config=is_config
+                )
+                if not is_config:
+                    draft.add(name, path, asdict(record))
+            manifest.files[name] = record
+            reports.append(_file_report(name, record, target))
         text = manifest.format()
-        manifest_path = draft / MANIFEST_NAME
+        manifest_path = draft.path / MANIFEST_NAME
         with created_file(
             manifest_path, mode=_MANIFEST_MODE, destination=task.destination / MANIFEST_NAME
         ) as out:
             out.write(text)
         if task.remove:
-            _compare(Manifest.read(draft), draft, task.source, task.options)
+            _compare(Manifest.read(draft.path), draft.path, task.source, draft.path, task.options)
     if task.remove:
         remove_files(task.source, files)
     return _report(task.source, task.destination, reports, len(text), started)
@@ -73,15 +84,21 @@ def restore(task: Task) -> Report:
     meter = Meter(manifest.size, task.progress)
     reports = []
     with drafted_directory(
-        task.destination, force=task.force, check=lambda: _check_loss(task, files)
+        task.destination,
+        force=task.force,
+        check=lambda: _check_loss(task, files),
+        work="restore",
+        names=files.keys(),
     ) as draft:
         for name, path in files.items():
-            target = _make_parents(draft, name)
             record = manifest.files[name]
-            _restore_member(path, target, task.destination / name, record, task.options, meter)
+            if _done(draft, name, path, meter) != record:
+                target = _make_parents(draft, name)
+                _restore_member(path, target, task.destination / name, record, task.options, meter)
+                draft.add(name, path, asdict(record))
             reports.append(_file_report(name, record, path))
         if task.remove:
-            _compare(manifest, task.source, draft, task.options)
+            _compare(manifest, task.source, draft.path, draft.path, task.options)
     overhead = _size(task.source / MANIFEST_NAME)
     if task.remove:
         remove_files(task.source, [*files, MANIFEST_NAME])
@@ -231,8 +248,13 @@ def _check_record(found: Record, expected: Record, path: Path) -> None:
         raise CorruptFrame("the original's sha256 is not the manifest's", file=path)
 
 
-def _compare(manifest: Manifest, compressed: Path, plain: Path, options: Options) -> None:
-    """Decodes every file of a compressed directory and compares it with the plain directory's."""
+def _compare(manifest: Manifest, compressed: Path, plain: Path, written: Path, options: Options) -> None:
+    """Decodes every file of a compressed directory and compares it with the plain directory's.
+
+    written: which of the two is new, and is to be read from the disk and not from memory.
+    """
+    for name in manifest.files:
+        drop_cache(written / name)
     for name, record in manifest.files.items():
         with MappedFile(plain / name) as original:
             if record.coding == CONTAINER:
@@ -243,8 +265,18 @@ def _compare(manifest: Manifest, compressed: Path, plain: Path, options: Options
                     member.compare_copy(copied, original, record.coding)
 
 
-def _make_parents(draft: Path, name: str) -> Path:
-    target = draft / name
+def _done(draft: DirectoryDraft, name: str, source: Path, meter: Meter) -> Record | None:
+    """The record of a file that an interrupted call has done and checked already."""
+    facts = draft.done(name, source)
+    if facts is None:
+        return None
+    record = Record(**facts)
+    meter.advance(record.size)
+    return record
+
+
+def _make_parents(draft: DirectoryDraft, name: str) -> Path:
+    target = draft.path / name
     with storage(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     return target

@@ -72,3 +72,7 @@ class InvalidArgument(NeuzipError, ValueError):
 
 class StorageError(NeuzipError, OSError):
     """The file system refused: permissions, a full disk, a missing file."""
+
+
+class DestinationBusy(StorageError):
+    """Another process or thread is writing to the same destination."""

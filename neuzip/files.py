@@ -1,13 +1,11 @@
-"""Files: read through a memory map; written beside their destination, synced, and renamed into place."""
+"""Files: read through a memory map; created, synced; walked and removed."""
 
 from __future__ import annotations
 
 import mmap
 import os
-import secrets
-import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -135,46 +133,11 @@ def created_file(path: Path, *, mode: int, destination: Path) -> Iterator[Binary
         raise
 
 
-@contextmanager
-def drafted_file(destination: Path, *, force: bool) -> Iterator[Path]:
-    """A path beside `destination` for the block to create a file at; after the block it is renamed.
-
-    If the block fails the draft is removed and `destination` is as it was. Raises StorageError, and
-    InvalidArgument if `destination` exists and `force` is not set.
-    """
-    refuse_existing(destination, force=force, directory=False)
-    draft = _draft_path(destination)
-    try:
-        yield draft
-        refuse_existing(destination, force=force, directory=False)
-        with storage(destination):
-            draft.replace(destination)
-            sync_directory(destination.parent)
-    except BaseException:
-        with suppress(OSError):
-            draft.unlink()
-        raise
-
-
-@contextmanager
-def drafted_directory(destination: Path, *, force: bool, check: Callable[[], None]) -> Iterator[Path]:
-    """As drafted_file, for an empty directory to be filled. `check` may refuse to replace what is there."""
-    refuse_existing(destination, force=force, directory=True)
-    check()
-    draft = _draft_path(destination)
-    with storage(destination):
-        draft.mkdir()
-    try:
-        yield draft
-        for folder, _, _ in os.walk(draft):
-            sync_directory(Path(folder))
-        refuse_existing(destination, force=force, directory=True)
-        check()
-        with storage(destination):
-            _swap(draft, destination)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+def drop_cache(path: Path) -> None:
+    """Asks the system to forget what it holds of a synced file, so that it is next read from the disk."""
+    if hasattr(os, "posix_fadvise"):
+        with storage(path), path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def sync_directory(path: Path) -> None:
@@ -209,24 +172,3 @@ def remove_files(root: Path, names: Iterable[str]) -> None:
     for folder, _, _ in os.walk(root, topdown=False):
         with storage(Path(folder)):
             Path(folder).rmdir()
-
-
-def _draft_path(destination: Path) -> Path:
-    # Not made from the destination's name, which may already be as long as a name can be.
-    return destination.with_name(f".neuzip-{secrets.token_hex(8)}.partial")
-
-
-def _swap(draft: Path, destination: Path) -> None:
-    if not destination.exists():
-        draft.rename(destination)
-        sync_directory(destination.parent)
-        return
-    old = _draft_path(destination)
-    destination.rename(old)
-    try:
-        draft.rename(destination)
-    except OSError:
-        old.rename(destination)
-        raise
-    sync_directory(destination.parent)
-    shutil.rmtree(old)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import TensorSpec, serialize
 
-from neuzip import files
+from neuzip import draft
 from neuzip.codec import Options
 from neuzip.container import write_container
 from neuzip.errors import InvalidArgument
@@ -72,8 +72,8 @@ def save_file(
     """Write the container of the tensors beside filename, and rename it when it is complete and synced."""
     plain, path = UnwrittenFile(sources, metadata), Path(filename)
     with (
-        files.drafted_file(path, force=True) as draft,
-        files.created_file(draft, mode=_MODE & ~_mask(), destination=path) as out,
+        draft.drafted_file(path, force=True) as partial,
+        draft.created_file(partial, mode=_MODE & ~_mask(), destination=path) as out,
     ):
         write_container(plain, out, options)
 

@@ -20,6 +20,19 @@ from neuzip.errors import (
 )
 
 
+def without_drafts(root: Path) -> dict[str, tuple[str, int]]:
+    return {name: found for name, found in snapshot(root).items() if not name.startswith(".neuzip")}
+
+
+def assert_no_draft(start: Path, directory: bool, root: Path) -> None:
+    """A file's draft is gone. A directory's may be there, until the next call has gone on from it."""
+    if directory:
+        (decompress_file if (start / "neuzip.json").exists() else compress_file)(
+            start, root / "out", force=True
+        )
+    assert not list(root.glob(".neuzip*"))
+
+
 def test_missing_source(tmp_path: Path) -> None:
     for work in (compress_file, decompress_file):
         with pytest.raises(StorageError) as caught:
@@ -99,8 +112,8 @@ def test_full_destination(
     before = snapshot(tmp_path)
     command = [sys.executable, "-c", LIMITED, "c" if compress else "d", str(start), str(out), str(limit)]
     assert subprocess.run(command, check=False).returncode == 42
-    assert snapshot(tmp_path) == before
-    assert not list(tmp_path.glob(".neuzip*"))
+    assert without_drafts(tmp_path) == before
+    assert_no_draft(start, directory, tmp_path)
 
 
 @pytest.mark.parametrize("directory", [False, True])
@@ -119,18 +132,17 @@ def test_a_failing_sync_loses_nothing(
 
 
 @pytest.mark.parametrize("directory", [False, True])
-def test_an_interrupt_leaves_nothing_behind(
-    source: Path, folder: Path, tmp_path: Path, directory: bool
-) -> None:
+def test_an_interrupt(source: Path, folder: Path, tmp_path: Path, directory: bool) -> None:
     def interrupt(done: int, total: int) -> None:
         if done:
             raise KeyboardInterrupt
 
     before = snapshot(tmp_path)
+    start = folder if directory else source
     with pytest.raises(KeyboardInterrupt):
-        compress_file(folder if directory else source, progress=interrupt)
-    assert snapshot(tmp_path) == before
-    assert not list(tmp_path.glob(".neuzip*"))
+        compress_file(start, tmp_path / "out", progress=interrupt)
+    assert without_drafts(tmp_path) == before
+    assert_no_draft(start, directory, tmp_path)
 
 
 def test_a_source_that_changes_meanwhile(source: Path) -> None:
