@@ -1,7 +1,7 @@
 """The only writer of the golden vectors: `python formats/mint.py` writes them, `--check` compares them.
 
-vectors/good/ has frames NAME.nzf and containers NAME.nz.safetensors, with their original bytes NAME.raw.
-vectors/bad/ has frames and containers that break one rule of spec.md each; errors.json names the kind of
+vectors/good/ has frames NAME.nzf, containers NAME.nz.safetensors and archives NAME.nz, with their original bytes
+NAME.raw. vectors/bad/ has such files that break one rule of spec.md each; errors.json names the kind of
 error (§1) and the rule.
 """
 
@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from archive_vectors import bad_archives, good_archives
 from bad_chunks import bad_chunks
 from bad_containers import bad_containers
 from bad_headers import bad_headers
@@ -22,11 +23,11 @@ VECTORS = Path(__file__).with_name("vectors")
 def mint() -> dict[str, bytes]:
     """All files of vectors/ by relative path."""
     files = {}
-    for name, (encoded, original) in good().items():
+    for name, (encoded, original) in (good() | good_archives()).items():
         files[f"good/{name}"] = encoded
         files[f"good/{name.partition('.')[0]}.raw"] = original
     errors = {}
-    bad = bad_headers() | bad_chunks() | bad_streams() | bad_containers()
+    bad = bad_headers() | bad_chunks() | bad_streams() | bad_containers() | bad_archives()
     for name, (encoded, kind, reason) in sorted(bad.items()):
         files[f"bad/{name}"] = encoded
         errors[name] = {"error": kind, "reason": reason}

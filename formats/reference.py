@@ -1,7 +1,8 @@
 """The educational decoder of spec.md: written from it alone, slow on purpose, sharing no code with neuzip.
 
 `decode_frame` restores one tensor (§5), `decode_container` a whole safetensors file (§7). Both refuse what
-spec.md does not allow. Chunks are in `reference_chunk.py`; `§N` cites the sections of spec.md.
+spec.md does not allow. Chunks are in `reference_chunk.py`, archives in `reference_archive.py`; `§N` cites the sections
+of spec.md.
 """
 
 import base64

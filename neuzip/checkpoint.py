@@ -12,7 +12,7 @@ from neuzip.container import Container
 from neuzip.draft import drafted_file
 from neuzip.errors import InvalidArgument
 from neuzip.files import MappedFile, drop_cache, storage
-from neuzip.manifest import CONTAINER
+from neuzip.manifest import ARCHIVE, CONTAINER, COPY
 from neuzip.report import PLAIN, FileReport, Meter, Progress, Report
 from neuzip.task import Task
 
@@ -30,15 +30,17 @@ def compress_file(
     remove: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Compresses a safetensors file to a container (§7) or a directory to a compressed directory (§8).
+    """Compresses a safetensors file to a container (§7), another file to an archive (§10), a directory to a
+    compressed directory (§8).
 
-    dst: X.nz.safetensors for X.safetensors and D.nz for D, if not given; it appears only when it is complete.
+    dst: X.nz.safetensors for X.safetensors, else X.nz for X, if not given; it appears only when it is complete.
+    With a dst that ends in .nz a safetensors file becomes an archive.
     force: replace dst; of an existing directory only if nothing but the result would be lost.
     remove: remove src, after the result was decoded and compared with it.
     Symbolic links to files in a directory are read, and are what remove removes.
 
     Raises InvalidArgument, StorageError, and CorruptFrame, TruncatedInput or UnsupportedFormat for a source
-    that is no safetensors file. After an error src and dst are as they were.
+    that is a broken safetensors file. After an error src and dst are as they were.
     """
     source = Path(src)
     destination = Path(dst) if dst is not None else _compressed_path(source)
@@ -55,7 +57,7 @@ def decompress_file(
     remove: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Restores the file of a container (§7) or the directory of a compressed directory (§8), byte for byte.
+    """Restores the file of a container (§7) or archive (§10), or a compressed directory (§8), byte for byte.
 
     dst: the source's name without .nz, if not given. force, remove: as for compress_file. The checksums of
     all chunks and the sha256 of all files are checked before dst appears.
@@ -73,62 +75,86 @@ def decompress_file(
 def verify_file(
     src: str | os.PathLike[str], threads: int | None = None, progress: Progress | None = None
 ) -> Report:
-    """Decodes a container or compressed directory and checks all checksums and sha256s, writing nothing.
+    """Decodes a compressed file or directory and checks all checksums and sha256s, writing nothing.
 
-    Of a plain safetensors file or directory only the structure can be checked.
+    Of a plain safetensors file or directory only the structure can be checked, of another plain file nothing.
 
-    Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError.
+    Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument for a file of no kind.
     """
     source, options = Path(src), Options(threads=threads)
     if source.is_dir():
         return directory.verify(source, options, progress)
     started = time.perf_counter()
-    with Container.open(source) as container:
-        size = container.original.file_size
+    coding = _coding(source)
+    with member.open_packed(source, coding) as packed:
+        size = packed.original_size
         meter = Meter(size, progress)
-        if container.compressed:
-            member.verify(container, options, meter.advance)
+        if packed.sha256 is not None:
+            member.verify(packed, options, meter.advance)
         else:
             meter.advance(size)
-        coding = CONTAINER if container.compressed else PLAIN
-        file = FileReport(source.name, size, container.header.file_size, coding)
+            coding = PLAIN
+    file = FileReport(source.name, size, _size(source), coding)
     return _report(source, None, file, started)
 
 
 def _compress(task: Task) -> Report:
     started = time.perf_counter()
-    with Container.open(task.source) as plain:
-        meter = Meter(plain.original.file_size, task.progress)
+    with _plain(task) as plain:
+        meter = Meter(_size(task.source), task.progress)
         with drafted_file(task.destination, force=task.force) as draft:
-            record = member.compress(plain, draft, task.destination, task.options, meter.advance)
+            arguments = draft, task.destination, task.options, meter.advance
+            if isinstance(plain, Container):
+                record = member.compress(plain, *arguments)
+            else:
+                record = member.archive(plain, *arguments)
             if task.remove:
                 drop_cache(draft)
-                with Container.open(draft) as written, MappedFile(task.source) as source:
+                with (
+                    member.open_packed(draft, record.coding) as written,
+                    MappedFile(task.source) as source,
+                ):
                     member.compare(written, source, task.options)
                     source.check_unchanged()
             compressed = _size(draft)
     if task.remove:
         _remove(task.source)
-    file = FileReport(task.source.name, record.size, compressed, CONTAINER)
+    file = FileReport(task.source.name, record.size, compressed, record.coding)
     return _report(task.source, task.destination, file, started)
+
+
+def _plain(task: Task) -> Container | MappedFile:
+    """The source: a safetensors file if it, or else its destination, is to be one."""
+    named = task.source.suffix == member.SUFFIX and task.destination.suffix != _INFIX
+    if named or task.destination.suffix == member.SUFFIX:
+        return Container.open(task.source)
+    return MappedFile(task.source)
 
 
 def _restore(task: Task) -> Report:
     started = time.perf_counter()
-    with Container.open(task.source) as container:
-        record = member.original_record(container)
+    with member.open_packed(task.source, _coding(task.source)) as packed:
+        record = member.original_record(packed)
         meter = Meter(record.size, task.progress)
         with drafted_file(task.destination, force=task.force) as draft:
-            member.restore(container, draft, task.destination, task.options, meter.advance)
+            member.restore(packed, draft, task.destination, task.options, meter.advance)
             if task.remove:
                 drop_cache(draft)
                 with MappedFile(draft) as written:
-                    member.compare(container, written, task.options)
-        compressed = container.header.file_size
+                    member.compare(packed, written, task.options)
+        compressed = _size(task.source)
     if task.remove:
         _remove(task.source)
-    file = FileReport(task.destination.name, record.size, compressed, CONTAINER)
+    file = FileReport(task.destination.name, record.size, compressed, record.coding)
     return _report(task.source, task.destination, file, started)
+
+
+def _coding(path: Path) -> str:
+    """What to open a file as: a container, unless it begins as an archive or its name is that of one."""
+    coding = member.guess_coding(path)
+    if coding == COPY:
+        return ARCHIVE if path.suffix == _INFIX else CONTAINER
+    return coding
 
 
 def _report(source: Path, destination: Path | None, file: FileReport, started: float) -> Report:
@@ -137,22 +163,22 @@ def _report(source: Path, destination: Path | None, file: FileReport, started: f
 
 
 def _compressed_path(source: Path) -> Path:
-    if source.is_dir():
-        # "." and ".." are not the directory's name.
-        named = source.resolve() if source.name in ("", "..") else source
-        return named.with_name(named.name + _INFIX)
-    if source.suffix != member.SUFFIX:
-        raise InvalidArgument(
-            f"the name does not end in {member.SUFFIX}: a destination is needed", file=source
-        )
-    return source.with_name(source.stem + _INFIX + member.SUFFIX)
+    # "." and ".." are not a directory's name.
+    named = source.resolve() if source.name in ("", "..") else source
+    if named.suffix == member.SUFFIX and not source.is_dir():
+        return source.with_name(source.stem + _INFIX + member.SUFFIX)
+    return named.with_name(named.name + _INFIX)
 
 
 def _restored_path(source: Path) -> Path:
-    suffix = _INFIX if source.is_dir() else _INFIX + member.SUFFIX
-    if not source.name.endswith(suffix) or source.name == suffix:
-        raise InvalidArgument(f"the name does not end in {suffix}: a destination is needed", file=source)
-    return source.with_name(source.name.removesuffix(suffix) + ("" if source.is_dir() else member.SUFFIX))
+    name = source.name
+    if not source.is_dir() and name.endswith(_INFIX + member.SUFFIX):
+        stem, suffix = name.removesuffix(_INFIX + member.SUFFIX), member.SUFFIX
+    else:
+        stem, suffix = name.removesuffix(_INFIX), ""
+    if not stem or stem == name:
+        raise InvalidArgument(f"the name does not end in {_INFIX}: a destination is needed", file=source)
+    return source.with_name(stem + suffix)
 
 
 def _size(path: Path) -> int:

@@ -92,6 +92,11 @@ class Container:
         return self.sha256 is not None
 
     @property
+    def original_size(self) -> int:
+        """Bytes of the original file."""
+        return self.original.file_size
+
+    @property
     def entries(self) -> dict[str, Entry]:
         """The tensors of the original file, in the order of their data."""
         return self.original.entries

@@ -16,6 +16,7 @@ from neuzip.draft import DirectoryDraft, created_file, drafted_directory
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, UnsupportedFormat
 from neuzip.files import MappedFile, drop_cache, remove_files, storage, walk_files
 from neuzip.manifest import (
+    ARCHIVE,
     CONFIG,
     CONTAINER,
     COPY,
@@ -115,10 +116,10 @@ def verify(source: Path, options: Options, progress: Progress | None) -> Report:
     reports = []
     for name, path in files.items():
         record = manifest.files[name]
-        if record.coding == CONTAINER:
-            with Container.open(path) as container:
-                _check_record(member.original_record(container), record, path)
-                member.verify(container, options, meter.advance)
+        if record.coding in (CONTAINER, ARCHIVE):
+            with member.open_packed(path, record.coding) as packed:
+                _check_record(member.original_record(packed), record, path)
+                member.verify(packed, options, meter.advance)
         else:
             with MappedFile(path) as file:
                 original = member.original_config(file) if record.coding == CONFIG else file.view
@@ -128,7 +129,7 @@ def verify(source: Path, options: Options, progress: Progress | None) -> Report:
 
 
 def _verify_plain(source: Path, options: Options, progress: Progress | None) -> Report:
-    """Checks the structure of a directory without a manifest: its shard indexes and its safetensors files."""
+    """Checks a directory without a manifest: its shard indexes, its safetensors files, and its archives."""
     started = time.perf_counter()
     files = _source_files(source)
     _check_indexes(files)
@@ -137,12 +138,13 @@ def _verify_plain(source: Path, options: Options, progress: Progress | None) -> 
     for name, path in files.items():
         size = _size(path)
         report = FileReport(name, size, size, COPY)
-        if path.suffix == member.SUFFIX:
-            with Container.open(path) as container:
-                report = FileReport(name, container.original.file_size, size, PLAIN)
-                if container.compressed:
-                    member.verify(container, options, lambda count: None)
-                    report = replace(report, coding=CONTAINER)
+        coding = member.guess_coding(path)
+        if coding != COPY:
+            with member.open_packed(path, coding) as packed:
+                report = FileReport(name, packed.original_size, size, PLAIN)
+                if packed.sha256 is not None:
+                    member.verify(packed, options, lambda count: None)
+                    report = replace(report, coding=coding)
         reports.append(report)
         meter.advance(size)
     return _report(source, None, reports, 0, started)
@@ -204,23 +206,24 @@ def _check_loss(task: Task, files: Iterable[str]) -> None:
 def _compress_member(
     source: Path, draft: Path, destination: Path, options: Options, meter: Meter, *, is_config: bool
 ) -> Record:
-    """A container if the file is a plain safetensors file and shrinks, else a copy (§8).
+    """A container or an archive if the file is no text and shrinks, else a copy (§8).
 
     is_config: whether the file is a config.json beside weights, in which the quantization method is named.
     """
-    if source.suffix == member.SUFFIX:
-        try:
-            with Container.open(source) as plain:
+    record = None
+    with MappedFile(source) as file:
+        if source.suffix == member.SUFFIX:
+            # A dtype or a container that only a later version knows is copied.
+            with suppress(UnsupportedFormat), Container.open(source) as plain:
                 if not plain.compressed:
                     record = member.compress(plain, draft, destination, options, meter.advance)
-                    if _size(draft) < record.size:
-                        return record
-                    draft.unlink()
-                    meter.advance(-record.size)
-        except UnsupportedFormat:
-            # A dtype or a container that only a later version knows.
-            pass
-    with MappedFile(source) as file:
+        elif member.to_archive(file):
+            record = member.archive(file, draft, destination, options, meter.advance)
+        if record is not None:
+            if _size(draft) < record.size:
+                return record
+            draft.unlink()
+            meter.advance(-record.size)
         named = member.name_method(file, draft, destination, meter.advance) if is_config else None
         return named or member.copy(file, draft, destination, meter.advance)
 
@@ -228,11 +231,11 @@ def _compress_member(
 def _restore_member(
     source: Path, draft: Path, destination: Path, record: Record, options: Options, meter: Meter
 ) -> None:
-    if record.coding == CONTAINER:
-        with Container.open(source) as container:
+    if record.coding in (CONTAINER, ARCHIVE):
+        with member.open_packed(source, record.coding) as packed:
             # Before anything is written: a wrong size could fill the disk.
-            _check_record(member.original_record(container), record, source)
-            member.restore(container, draft, destination, options, meter.advance)
+            _check_record(member.original_record(packed), record, source)
+            member.restore(packed, draft, destination, options, meter.advance)
     else:
         write = member.restore_config if record.coding == CONFIG else member.copy
         with MappedFile(source) as file:
@@ -257,9 +260,9 @@ def _compare(manifest: Manifest, compressed: Path, plain: Path, written: Path, o
         drop_cache(written / name)
     for name, record in manifest.files.items():
         with MappedFile(plain / name) as original:
-            if record.coding == CONTAINER:
-                with Container.open(compressed / name) as container:
-                    member.compare(container, original, options)
+            if record.coding in (CONTAINER, ARCHIVE):
+                with member.open_packed(compressed / name, record.coding) as packed:
+                    member.compare(packed, original, options)
             else:
                 with MappedFile(compressed / name) as copied:
                     member.compare_copy(copied, original, record.coding)

@@ -231,7 +231,9 @@ def _all_chunks(header: Header, frame: Bytes) -> Bytes:
 
 
 def decode_many(
-    items: Sequence[tuple[Any, Any]], options: Options | None = None, names: Sequence[str] | None = None
+    items: Sequence[tuple[Any, Any]],
+    options: Options | None = None,
+    names: Sequence[str | None] | None = None,
 ) -> None:
     """Decodes frames into buffers, all in one go over the threads. Errors name the tensor if ``names`` does."""
     options = options or Options()

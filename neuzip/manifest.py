@@ -19,6 +19,7 @@ from neuzip.safetensors_header import parse_json
 MANIFEST_NAME = "neuzip.json"
 VERSION = 1
 CONTAINER = "container"
+ARCHIVE = "archive"
 COPY = "copy"
 CONFIG = "config"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -26,7 +27,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 
 @dataclass(frozen=True)
 class Record:
-    """One file of a directory: bytes and sha256 of the original, and `coding`, CONTAINER, CONFIG or COPY."""
+    """One file of a directory: bytes and sha256 of the original, and `coding`, as of §8."""
 
     size: int
     sha256: str
@@ -164,6 +165,6 @@ def _record(name: str, value: Any) -> Record:
         raise CorruptFrame(f"the manifest's entry {name!a} has no size")
     if not is_sha256(sha256):
         raise CorruptFrame(f"the manifest's entry {name!a} has no sha256")
-    if coding not in (CONTAINER, COPY, CONFIG):
+    if coding not in (CONTAINER, ARCHIVE, CONFIG, COPY):
         raise UnsupportedFormat(f"the manifest's entry {name!a} has an unknown coding {ascii(coding)[:40]}")
     return Record(size, sha256, coding)

@@ -2,20 +2,68 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
+from neuzip.archive import Archive, is_archive
+from neuzip.archive_writer import write_archive
 from neuzip.codec import Options
 from neuzip.container import BATCH_BYTES, Container, write_container
 from neuzip.digest import Digest
 from neuzip.errors import CorruptFrame, InvalidArgument
 from neuzip.files import MappedFile, created_file, same_bytes
-from neuzip.manifest import CONFIG, CONTAINER, COPY, Record
+from neuzip.kinds import find_parts
+from neuzip.kinds.part import ViewSource
+from neuzip.manifest import ARCHIVE, CONFIG, CONTAINER, COPY, Record
 from neuzip.model_config import LIMIT, insert_method, remove_method
 
 SUFFIX = ".safetensors"
+# What is not UTF-8 in its first bytes is no configuration and no vocabulary, but these are.
+_TEXT_BYTES = 1 << 16
+_TOKENIZERS = (".model", ".spm")
 
 Advance = Callable[[int], None]
+
+
+class Packed(Protocol):
+    """A compressed file: a Container or an Archive."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file, for errors."""
+
+    @property
+    def file(self) -> MappedFile | None:
+        """The file."""
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the original; None if the file is a plain one."""
+
+    @property
+    def original_size(self) -> int:
+        """Bytes of the original."""
+
+    def pieces(self, options: Options) -> Iterator[memoryview]:
+        """The original's bytes in order. A piece lasts until the iterator has been advanced twice."""
+
+    def close(self) -> None:
+        """Closes the file."""
+
+
+def open_packed(path: Path, coding: str) -> Container | Archive:
+    """Opens a file of coding CONTAINER or ARCHIVE, to be closed as a context manager."""
+    return Archive.open(path) if coding == ARCHIVE else Container.open(path)
+
+
+def guess_coding(path: Path) -> str:
+    """ARCHIVE if a file begins as one, else CONTAINER if its name is that of a safetensors file, else COPY."""
+    with MappedFile(path) as file:
+        if is_archive(file):
+            return ARCHIVE
+    return CONTAINER if path.suffix == SUFFIX else COPY
 
 
 def compress(plain: Container, draft: Path, destination: Path, options: Options, advance: Advance) -> Record:
@@ -32,25 +80,48 @@ def compress(plain: Container, draft: Path, destination: Path, options: Options,
     return Record(plain.original.file_size, sha256, CONTAINER)
 
 
-def restore(
-    container: Container, draft: Path, destination: Path, options: Options, advance: Advance
-) -> Record:
-    """Writes the original file of a container to `draft`, its sha256 checked; errors name `destination`.
+def archive(file: MappedFile, draft: Path, destination: Path, options: Options, advance: Advance) -> Record:
+    """Writes the archive (§10) of any file to `draft`; errors name `destination`.
 
-    Raises InvalidArgument if the file is not a container.
+    Raises InvalidArgument if the file is an archive already.
     """
-    record = original_record(container)
-    with created_file(draft, mode=_mapped(container).mode, destination=destination) as out:
-        for piece in _checked_pieces(container, record, options):
+    if is_archive(file):
+        raise InvalidArgument("already compressed", file=file.path)
+    structure = find_parts(ViewSource(file.view))
+    with created_file(draft, mode=file.mode, destination=destination) as out:
+        sha256 = write_archive(file.view, structure.kind, structure.parts, out, options, advance)
+        file.check_unchanged()
+    return Record(len(file.view), sha256, ARCHIVE)
+
+
+def to_archive(file: MappedFile) -> bool:
+    """Whether a directory should have a file as an archive: not what libraries read out of it as it is."""
+    if is_archive(file) or file.path.suffix in _TOKENIZERS:
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(bytes(file.view[:_TEXT_BYTES]))
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def restore(packed: Packed, draft: Path, destination: Path, options: Options, advance: Advance) -> Record:
+    """Writes the original of a compressed file to `draft`, its sha256 checked; errors name `destination`.
+
+    Raises InvalidArgument if the file is not compressed.
+    """
+    record = original_record(packed)
+    with created_file(draft, mode=_mapped(packed).mode, destination=destination) as out:
+        for piece in _checked_pieces(packed, record, options):
             out.write(piece)
             advance(len(piece))
     return record
 
 
-def verify(container: Container, options: Options, advance: Advance) -> Record:
-    """Decodes a container and checks its sha256, writing nothing. Raises InvalidArgument if it is not one."""
-    record = original_record(container)
-    for piece in _checked_pieces(container, record, options):
+def verify(packed: Packed, options: Options, advance: Advance) -> Record:
+    """Decodes a file and checks its sha256, writing nothing. Raises InvalidArgument if it is not compressed."""
+    record = original_record(packed)
+    for piece in _checked_pieces(packed, record, options):
         advance(len(piece))
     return record
 
@@ -102,27 +173,25 @@ def original_config(file: MappedFile) -> memoryview:
         raise error.at(file=file.path) from None
 
 
-def original_record(container: Container) -> Record:
-    """What a container states about its original file. Raises InvalidArgument if the file is none."""
-    if container.sha256 is None:
-        raise InvalidArgument("not compressed", file=container.path)
-    return Record(container.original.file_size, container.sha256, CONTAINER)
+def original_record(packed: Packed) -> Record:
+    """What a file states about its original. Raises InvalidArgument if the file is not compressed."""
+    if packed.sha256 is None:
+        raise InvalidArgument("not compressed", file=packed.path)
+    return Record(packed.original_size, packed.sha256, ARCHIVE if isinstance(packed, Archive) else CONTAINER)
 
 
-def compare(container: Container, plain: MappedFile, options: Options) -> None:
-    """Decodes a container and compares it with a plain file, byte for byte. Raises CorruptFrame, naming the
-    container, if they differ."""
+def compare(packed: Packed, plain: MappedFile, options: Options) -> None:
+    """Decodes a file and compares it with a plain file, byte for byte. Raises CorruptFrame, naming the
+    compressed one, if they differ."""
     position = 0
-    for piece in container.pieces(options):
+    for piece in packed.pieces(options):
         if not same_bytes(piece, plain.view[position : position + len(piece)]):
-            raise CorruptFrame(
-                f"decodes to other bytes than {plain.path}", file=container.path, offset=position
-            )
+            raise CorruptFrame(f"decodes to other bytes than {plain.path}", file=packed.path, offset=position)
         position += len(piece)
     if position != len(plain.view):
         raise CorruptFrame(
             f"decodes to {position} bytes; {plain.path} has {len(plain.view)}",
-            file=container.path,
+            file=packed.path,
             offset=position,
         )
 
@@ -134,14 +203,14 @@ def compare_copy(copied: MappedFile, plain: MappedFile, coding: str) -> None:
         raise CorruptFrame(f"differs from {plain.path}", file=copied.path)
 
 
-def _checked_pieces(container: Container, record: Record, options: Options) -> Iterator[memoryview]:
+def _checked_pieces(packed: Packed, record: Record, options: Options) -> Iterator[memoryview]:
     """The original file's bytes. Raises CorruptFrame after the last if their sha256 is not the record's."""
     with Digest() as digest:
-        for piece in container.pieces(options):
+        for piece in packed.pieces(options):
             digest.update([piece])
             yield piece
         if digest.hexdigest() != record.sha256:
-            raise CorruptFrame("the sha256 of the restored file is not the original's", file=container.path)
+            raise CorruptFrame("the sha256 of the restored file is not the original's", file=packed.path)
 
 
 def _hashed(view: memoryview, digest: Digest) -> Iterator[memoryview]:
@@ -151,6 +220,6 @@ def _hashed(view: memoryview, digest: Digest) -> Iterator[memoryview]:
         yield piece
 
 
-def _mapped(container: Container) -> MappedFile:
-    assert container.file is not None  # Container.open sets it
-    return container.file
+def _mapped(packed: Packed) -> MappedFile:
+    assert packed.file is not None  # open sets it
+    return packed.file

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-# The coding of a safetensors file that was verified and is not compressed. The others are manifest.py's.
+# The coding of a file that was verified and is not compressed. The others are manifest.py's.
 PLAIN = "plain"
 
 # Called with the original bytes done and the original bytes in all.
@@ -17,8 +17,8 @@ Progress = Callable[[int, int], None]
 class FileReport:
     """One file. Sizes in bytes.
 
-    path: relative to the directory, or the name of a single file. coding: "container", "config", "copy" (§8), or
-    "plain" for an uncompressed safetensors file that was verified.
+    path: relative to the directory, or the name of a single file. coding: "container", "archive", "config",
+    "copy" (§8), or "plain" for an uncompressed file that was verified.
     """
 
     path: str

@@ -60,12 +60,11 @@ def test_bad_options(source: Path) -> None:
 def test_names_that_need_a_destination(source: Path) -> None:
     with pytest.raises(InvalidArgument, match="destination is needed"):
         decompress_file(source)
-    other = source.rename(source.with_name("model.bin"))
-    with pytest.raises(InvalidArgument, match="destination is needed"):
-        compress_file(other)
-    bare = other.rename(source.with_name(".nz.safetensors"))
-    with pytest.raises(InvalidArgument, match="destination is needed"):
-        decompress_file(bare)
+    for name in ".nz.safetensors", ".nz":
+        bare = source.rename(source.with_name(name))
+        with pytest.raises(InvalidArgument, match="destination is needed"):
+            decompress_file(bare)
+        bare.rename(source)
 
 
 def test_wrong_direction(source: Path, packed: Path) -> None:
@@ -181,6 +180,6 @@ def test_a_header_too_long_for_a_container(
     (tmp_path / "d").mkdir()
     source.rename(tmp_path / "d" / source.name)
     report = compress_file(tmp_path / "d")
-    assert [file.coding for file in report.files] == ["copy"]
+    assert [file.coding for file in report.files] == ["copy"]  # as what only a later version knows
     decompress_file(tmp_path / "d.nz", tmp_path / "back")
     assert (tmp_path / "back" / source.name).read_bytes() == ORIGINAL

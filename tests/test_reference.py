@@ -21,6 +21,7 @@ import encoder  # noqa: E402
 import good_vectors  # noqa: E402
 import mint  # noqa: E402
 import reference  # noqa: E402
+import reference_archive  # noqa: E402
 
 GOOD = sorted(path for path in (FORMATS / "vectors/good").iterdir() if path.suffix != ".raw")
 ERRORS = json.loads((FORMATS / "vectors/bad/errors.json").read_text(encoding="utf-8"))
@@ -29,7 +30,11 @@ KINDS = {"corrupt": reference.Corrupt, "truncated": reference.Truncated, "unsupp
 
 def decode(path: Path) -> bytes:
     data = path.read_bytes()
-    return reference.decode_frame(data).data if path.suffix == ".nzf" else reference.decode_container(data)
+    if path.suffix == ".nzf":
+        return reference.decode_frame(data).data
+    return (
+        reference_archive.decode_archive(data) if path.suffix == ".nz" else reference.decode_container(data)
+    )
 
 
 def raw(path: Path) -> bytes:
@@ -191,8 +196,10 @@ def test_no_flipped_bit_changes_the_tensor(path):
             assert reference.decode_frame(bytes(flipped)).data == original, f"bit {position}"
 
 
-def test_container_truncations():
-    data = (FORMATS / "vectors/good/container_plain.nz.safetensors").read_bytes()
+@pytest.mark.parametrize("name", ["container_plain.nz.safetensors", "archive_three_frames.nz"])
+def test_file_truncations(name):
+    data = (FORMATS / "vectors/good" / name).read_bytes()
+    archived = name.endswith(".nz")
     for end in range(len(data)):
         with pytest.raises(reference.Truncated):
-            reference.decode_container(data[:end])
+            (reference_archive.decode_archive if archived else reference.decode_container)(data[:end])

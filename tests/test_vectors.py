@@ -25,7 +25,7 @@ def isa(request):
 
 
 def decode(path: Path, directory: Path) -> bytes:
-    """The original bytes of a vector; containers are restored to a file in `directory`."""
+    """The original bytes of a vector; containers and archives are restored to a file in `directory`."""
     if path.suffix != ".nzf":
         restored = directory / "restored.safetensors"
         checkpoint.decompress_file(path, restored)

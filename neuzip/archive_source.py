@@ -1,0 +1,72 @@
+"""The original bytes of an archive, decoded as they are asked for (§10)."""
+
+from __future__ import annotations
+
+import bisect
+from typing import Any
+
+import numpy as np
+
+from neuzip import _native
+from neuzip.archive import Archive, Bytes, Segment
+from neuzip.codec import Options
+from neuzip.kinds.part import check_range
+
+
+class ArchiveSource:
+    """What the readers of file kinds read of an archive (kinds.part.Source)."""
+
+    def __init__(self, archive: Archive, options: Options) -> None:
+        self._archive, self._options = archive, options
+        self._starts = [segment.start for segment in archive.segments]
+        self._held: tuple[int, Bytes] = (-1, np.empty(0, np.uint8))  # a segment, for reads in a row
+
+    @property
+    def size(self) -> int:
+        """Bytes of the original file."""
+        return self._archive.original_size
+
+    def read(self, start: int, size: int) -> memoryview:
+        """See kinds.part.Source. Errors of damaged segments as those of Archive.decode."""
+        check_range(self, start, size)
+        if size == 0:
+            return memoryview(b"")
+        number = self._number(start)
+        segment = self._archive.segments[number]
+        if start + size > segment.start + segment.size:
+            out = np.empty(size, np.uint8)
+            self.fill([(start, out)])
+            return out.data
+        if self._held[0] != number:
+            data = np.empty(segment.size, np.uint8)
+            self._archive.decode([(segment, data)], self._options)
+            self._held = number, data
+        at = start - segment.start
+        return self._held[1][at : at + size].data
+
+    def fill(self, requests: list[tuple[int, Any]]) -> None:
+        """See kinds.part.Source. What lies in the buffers whole is decoded there."""
+        targets: dict[tuple[int, int], tuple[Segment, Bytes]] = {}
+        partial: list[tuple[int, Bytes]] = []
+        for number, (start, buffer) in enumerate(requests):
+            out = _native.as_bytes(buffer)
+            check_range(self, start, out.size)
+            stop = start + out.size
+            for segment in self._touched(start, stop):
+                low, high = max(start, segment.start), min(stop, segment.start + segment.size)
+                target = out[low - start : high - start]
+                if high - low == segment.size:
+                    targets[number, segment.start] = segment, target
+                else:
+                    partial.append((low, target))
+        self._archive.decode(targets.values(), self._options)
+        for start, target in sorted(partial, key=lambda item: item[0]):
+            target[:] = np.frombuffer(self.read(start, target.size), np.uint8)
+
+    def _number(self, position: int) -> int:
+        return bisect.bisect_right(self._starts, position) - 1
+
+    def _touched(self, start: int, stop: int) -> tuple[Segment, ...]:
+        if start == stop:
+            return ()
+        return self._archive.segments[self._number(start) : self._number(stop - 1) + 1]
