@@ -21,14 +21,19 @@ WIDE = 110  # columns of a terminal that shows everything
     epilog=options.show_examples(
         "neuzip inspect model.nz.safetensors          how far from the entropy bound",
         "neuzip inspect model.safetensors             what compression could reach",
+        "neuzip inspect model.nz.safetensors --html report.html",
         "neuzip inspect model.nz.safetensors --json | jq '.files[0].tensors[0]'",
     )
 )
 @options.source
 @options.threads
+@click.option("--html", type=options.FilePath(), metavar="PAGE", help="Also write a report to look at.")
+@click.option("--force", "-f", is_flag=True, help="Replace PAGE if it exists.")
 @options.as_json
 @options.quiet
-def inspect(src: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
+def inspect(
+    src: Path, threads: int | None, html: Path | None, force: bool, as_json: bool, quiet: bool
+) -> None:
     """Show where SRC's bytes go, tensor by tensor.
 
     SRC is a safetensors file, compressed or not, or a directory of them.
@@ -37,13 +42,23 @@ def inspect(src: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
     plane takes its order-0 entropy and all other bits are stored as they are; gap is ratio minus bound,
     negative where the bound is beaten. Terminals of 110 columns, pipes and --json also show compressed sizes
     and how each plane was coded.
+
+    PAGE is one HTML file that needs no network: bytes by layer and plane, exponents, ratios against the bound,
+    the worst and the best tensors, and tensors that hold the same bytes.
     """
+    from neuzip.files import refuse_existing
     from neuzip.inspection import inspect_file, list_files
 
+    if html is not None:  # now, not after an hour
+        refuse_existing(html, force=force, directory=False)
     inspections = []
     for path in list_files(src):
         with progress_bar("inspect", path, quiet) as progress:
             inspections.append(inspect_file(path, threads=threads, progress=progress))
+    if html is not None:
+        from neuzip.cli import page
+
+        page.write(src, inspections, html, force)
     if as_json:
         text.document(
             {"source": str(src), **totals(inspections), "files": [document(found) for found in inspections]}
@@ -141,6 +156,9 @@ def document(found: Inspection) -> dict[str, Any]:
                 "distance": tensor.distance,
                 "coding": tensor.coding,
                 "planes": tensor.planes,
+                "plane_sizes": tensor.plane_sizes,
+                "exponents": tensor.exponents,
+                "checksum": tensor.checksum,
             }
             for tensor in found.tensors
         ],

@@ -7,28 +7,31 @@ for fp16 with three mantissa bits) at its order-0 entropy, and every other plane
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from neuzip import frame
+from neuzip import _native, frame
 from neuzip.codec import Options
 from neuzip.container import Container, Entry
 from neuzip.errors import InvalidArgument, NeuzipError
 from neuzip.files import walk_files
-from neuzip.layouts import DType
+from neuzip.histogram import Histogram, entropy
 
 Array = np.ndarray[Any, Any]
 
 MODES = ("raw", "constant", "rank", "byte", "local", "joint", "six")  # §4
+HEADS = ("rank", "byte", "joint")  # modes of plane 0 whose stream carries a payload
+PAYLOAD = 64  # bytes of it, §4.5
+LANES = 32
 CODINGS = ("stored", "planes", "zstd")  # §5
 PLANES = CODINGS.index("planes")
-RECORD_BYTES = 8  # of a plane record, spec §4
+RECORD = struct.Struct("<BBHI")  # of a plane, §4: mode, param, patches, words
 BATCH_BYTES = 1 << 24  # original bytes looked at a time: numpy's counting takes four times as much again
 
 
@@ -38,8 +41,10 @@ class TensorInspection:
 
     compressed_size and coding are None in a file that is not compressed; coding is "stored", "planes", "zstd"
     or, for a tensor that its container holds as it was, "copy". planes counts, for each plane, the modes of
-    its chunks. exponent_entropy is in bits an element, None for integers. bound_size is None where a dtype is
-    not cut into planes.
+    its chunks, and plane_sizes are the bytes of their sections; the rest of compressed_size is headers, tables and
+    checksums. exponents counts the stored, biased exponents that occur, None for integers; exponent_entropy is
+    theirs, in bits an element. bound_size is None where a dtype is not cut into planes. Tensors of the same bytes
+    have the same checksum.
     """
 
     name: str
@@ -49,8 +54,11 @@ class TensorInspection:
     compressed_size: int | None
     coding: str | None
     planes: tuple[dict[str, int], ...]
+    plane_sizes: tuple[int, ...]
+    exponents: dict[int, int] | None
     exponent_entropy: float | None
     bound_size: float | None
+    checksum: str
 
     @property
     def ratio(self) -> float | None:
@@ -90,64 +98,6 @@ class Inspection:
                 held = tensor.original_size if tensor.compressed_size is None else tensor.compressed_size
                 rest += tensor.bound_size - held
         return rest
-
-
-def entropy(counts: Array) -> float:
-    """Order-0 entropy of a histogram, in bits a symbol."""
-    seen = counts[counts > 0].astype(np.float64)
-    if seen.size < 2:
-        return 0.0
-    total = seen.sum()
-    return float(np.log2(total) - (seen * np.log2(seen)).sum() / total)
-
-
-class Histogram:
-    """Counts of a tensor's heads: the top 16 bits of each unit, or the byte of a one-byte unit."""
-
-    def __init__(self, dtype: DType) -> None:
-        self.dtype = dtype
-        self.width = dtype.layout.width
-        self.counts = np.zeros(256 if self.width == 1 else 1 << 16, np.int64)
-
-    def add(self, data: Array) -> None:
-        """data: uint8, whole units."""
-        heads = data if self.width == 1 else data.view("<u2")[self.width // 2 - 1 :: self.width // 2]
-        self.counts += np.bincount(heads, minlength=len(self.counts))
-
-    def group(self, symbols: Array) -> Array:
-        """Counts of symbols[head]."""
-        return np.bincount(symbols, weights=self.counts)
-
-    def bound_size(self) -> float:
-        """Bytes: plane 0 at its entropy, the others raw."""
-        heads = np.arange(len(self.counts))
-        if self.width > 1:  # rotl16 leaves bits 14 … 7 of the head in plane 0 (§3)
-            heads = (heads >> 7 & 255) if self.dtype.layout.rotate else heads >> 8
-        return float(self.counts.sum()) * (self.width - 1 + entropy(self.group(heads)) / 8)
-
-    def exponent_entropy(self) -> float | None:
-        """Bits an element; None for what has no exponent."""
-        bits = exponent_bits(self.dtype)
-        if bits is None:
-            return None
-        exponent, mantissa = bits
-        heads = np.arange(len(self.counts))
-        if self.dtype.bits == 4:  # two elements a byte
-            nibbles = self.group(heads & 15) + self.group(heads >> 4)
-            return entropy(np.bincount(np.arange(16) >> mantissa & (1 << exponent) - 1, weights=nibbles))
-        shift = mantissa if self.width == 1 else 15 - exponent
-        return entropy(self.group(heads >> shift & (1 << exponent) - 1))
-
-
-def exponent_bits(dtype: DType) -> tuple[int, int] | None:
-    """(exponent bits, mantissa bits) of a float or of a complex number's parts."""
-    if dtype.numpy is None or not dtype.layout.planes:
-        return None
-    scalar = np.dtype(getattr(ml_dtypes, dtype.numpy, None) or dtype.numpy)
-    if scalar.kind in "iub":
-        return None
-    info = ml_dtypes.finfo(scalar)  # type: ignore[no-untyped-call]
-    return int(info.nexp), int(info.nmant)
 
 
 def list_files(path: Path) -> list[Path]:
@@ -196,6 +146,8 @@ class Survey:
         self.histogram = Histogram(entry.dtype) if entry.dtype.layout.planes else None
         self.header = container.frame_header(entry.name) if container.is_frame(entry.name) else None
         self.modes: list[Counter[str]] = [Counter() for _ in range(entry.dtype.layout.width)]
+        self.plane_sizes = [0] * entry.dtype.layout.width
+        self.checksums = bytearray()
 
     def pieces(self, options: Options) -> Iterator[Array]:
         """The tensor's original bytes, counted, in pieces of about BATCH_BYTES."""
@@ -203,6 +155,7 @@ class Survey:
             for data in self._decoded(self.header, options) if self.header is not None else self._plain():
                 if self.histogram is not None:
                     self.histogram.add(data)
+                self.checksums += _native.checksum64(data).to_bytes(8, "little")
                 yield data
         except NeuzipError as error:
             error.at(file=self.container.path, tensor=self.entry.name)
@@ -213,6 +166,8 @@ class Survey:
         if self.container.compressed:
             compressed = len(self.container.data(entry.name))
             coding = "copy" if self.header is None else CODINGS[self.header.coding]
+        counts = None if self.histogram is None else self.histogram.exponents()
+        in_planes = coding == "planes"
         return TensorInspection(
             name=entry.name,
             dtype=entry.dtype.name,
@@ -220,9 +175,12 @@ class Survey:
             original_size=entry.size,
             compressed_size=compressed,
             coding=coding,
-            planes=tuple(dict(modes.most_common()) for modes in self.modes) if coding == "planes" else (),
-            exponent_entropy=None if self.histogram is None else self.histogram.exponent_entropy(),
+            planes=tuple(dict(modes.most_common()) for modes in self.modes) if in_planes else (),
+            plane_sizes=tuple(self.plane_sizes) if in_planes else (),
+            exponents=None if counts is None else {int(e): int(counts[e]) for e in np.flatnonzero(counts)},
+            exponent_entropy=None if counts is None else entropy(counts),
             bound_size=None if self.histogram is None else self.histogram.bound_size(),
+            checksum=f"{_native.checksum64(self.checksums):016x}",
         )
 
     def _plain(self) -> Iterator[Array]:
@@ -242,9 +200,41 @@ class Survey:
             frame.decode_chunks(header, chunks, first, count, out, options)  # checks the records read next
             if header.coding == PLANES:
                 for chunk in range(first, first + count):
-                    self._count_modes(chunks[header.offsets[chunk] - base :])
+                    start = header.offsets[chunk] - base
+                    units = min(header.chunk_size, header.size - chunk * header.chunk_size) // len(self.modes)
+                    self._count_planes(chunks[start : start + header.lengths[chunk]], units)
             yield out
 
-    def _count_modes(self, chunk: memoryview) -> None:
-        for plane, modes in enumerate(self.modes):
-            modes[MODES[chunk[plane * RECORD_BYTES]]] += 1
+    def _count_planes(self, chunk: memoryview, units: int) -> None:
+        records = [RECORD.unpack_from(chunk, RECORD.size * plane) for plane in range(len(self.modes))]
+        for modes, (mode, *_) in zip(self.modes, records, strict=True):
+            modes[MODES[mode]] += 1
+        coded = [MODES[mode] for mode, *_ in records]
+        at = RECORD.size * len(records)
+        for plane in reversed(range(len(records))):
+            at = -(-at // 4) * 4
+            size = section_size(chunk[at:], records[plane], units)
+            if plane == 1 and coded[0] in HEADS and coded[1] in ("raw", "six") and size >= PAYLOAD:
+                size -= PAYLOAD
+            self.plane_sizes[plane] += size
+            at += size
+
+
+def section_size(section: memoryview, record: tuple[int, int, int, int], units: int) -> int:
+    """Bytes of a section of a chunk that has been checked (§4), its payload included."""
+    mode, _, patches, words = record
+    stream = 4 * LANES + 2 * words
+    match MODES[mode]:
+        case "raw":
+            return units
+        case "constant":
+            return 0
+        case "six":
+            return 96 * -(-units // 128)
+        case "joint":
+            return stream + 4 * patches
+        case "local":
+            table = 36 + 2 * int.from_bytes(section[2:4], "little")  # §4.3
+            return -(-table // 4) * 4 + stream + 3 * patches
+        case _:
+            return stream + 3 * patches
