@@ -22,7 +22,7 @@ extern "C" {
 
 /* Raised whenever a signature or struct below changes; neuzip/_native.py refuses a library that answers
  * another. */
-#define NZ_ABI_VERSION 1
+#define NZ_ABI_VERSION 2
 
 typedef enum {
   NZ_OK = 0,
@@ -59,6 +59,29 @@ NZ_API uint64_t nz_checksum64(const void *data, size_t size);
  * nz_status. */
 NZ_API int32_t nz_plan(int32_t layout, int32_t level, int32_t chunk_log2, const uint8_t *src, uint64_t units,
                        uint8_t *table);
+
+/* What nz_plan does, in two steps for a tensor that lies elsewhere: nz_plan_segments says which of its units
+ * are looked at, nz_plan_counts chooses the tables from what was seen there.
+ *
+ * Writes three values for each of up to NZ_MAX_SEGMENTS segments: its first unit, its units, and the number
+ * of places `taken`; place p is the 64 units (or those left) that follow unit p * ceil(units / 64) / taken *
+ * 64 of the segment, divisions rounded down. Returns the number of segments, 0 if the tensor is too small for
+ * tables. */
+#define NZ_MAX_SEGMENTS 256
+NZ_API int32_t nz_plan_segments(int32_t layout, int32_t chunk_log2, uint64_t units, uint64_t *segments);
+
+/* `counts` has NZ_SEGMENT_COUNTS values for each segment: how often each byte is plane 0 of a unit looked at,
+ * then how often each head (spec §4.6) occurs; heads only matter at level max of layouts with joint. Returns
+ * what nz_plan does. */
+#define NZ_SEGMENT_COUNTS 1280
+NZ_API int32_t nz_plan_counts(int32_t layout, int32_t level, int32_t chunk_log2, const uint32_t *counts,
+                              uint64_t units, uint8_t *table);
+
+/* Checks a table blob (spec §5) and writes two values for each of its entries, of which there are at most as
+ * many as its bytes 2 and 3 say: its first chunk, and its offset in the blob. Returns their number, 0 for an
+ * empty blob, or NZ_CORRUPT. */
+NZ_API int32_t nz_table_entries(int32_t layout, const uint8_t *table, uint32_t table_bytes,
+                                uint32_t *entries);
 
 /* Upper bound of one encoded chunk of up to 2^chunk_log2 units. 0 if the layout is unknown. */
 NZ_API uint64_t nz_chunk_bound(int32_t layout, int32_t chunk_log2);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "chunk.h"
 #include "histogram.h"
@@ -31,20 +32,17 @@ struct Sample {
   }
 };
 
-void take_sample(const Layout &layout, bool heads, const uint8_t *src, uint64_t units, Sample *sample) {
-  // Plane 0 of a layout with eight exponent bits has few symbols; where it has mantissa bits too, there are
-  // many and a rare one is easily missed.
-  const uint64_t share = std::min(units / (layout.joint ? 32 : 8), kMaxSample);
-  const uint64_t want = std::max(std::min(units, kMinSample), share);
-  const uint64_t blocks = (units + kBlock - 1) / kBlock,
-                 taken = std::min(blocks, (want + kBlock - 1) / kBlock);
+// Adds the sample of a segment that begins at `src`.
+void take_sample(const Layout &layout, bool heads, const uint8_t *src, const Segment &segment,
+                 Sample *sample) {
   uint8_t storage[kMaxWidth][kBlock];
   uint8_t *planes[kMaxWidth];
   for (int p = 0; p < kMaxWidth; p++) planes[p] = storage[p];
   const Split split = kernels().split[layout.rotate][log2_width(layout.width)];
-  for (uint64_t b = 0; b < taken; b++) {
-    const uint64_t at = b * blocks / taken * kBlock;
-    const uint64_t n = std::min(kBlock, units - at);
+  const uint64_t blocks = (segment.units + kBlock - 1) / kBlock;
+  for (uint64_t b = 0; b < segment.taken; b++) {
+    const uint64_t at = b * blocks / segment.taken * kBlock;
+    const uint64_t n = std::min(kBlock, segment.units - at);
     split(src + at * static_cast<uint64_t>(layout.width), planes, n);
     for (uint64_t i = 0; i < n; i++) sample->plane0[storage[0][i]]++;
     if (heads)
@@ -61,21 +59,6 @@ uint64_t entropy_bits(const Histogram &histogram) {
   for (uint32_t c : histogram)
     if (c) bits += uint64_t{c} * (log_total - log2_q16(c));
   return bits >> 16;
-}
-
-std::vector<Sample> sample_segments(const Layout &layout, bool heads, int chunk_log2, const uint8_t *src,
-                                    uint64_t units) {
-  const uint64_t chunks = ((units - 1) >> chunk_log2) + 1;
-  const uint64_t groups = (chunks + kSegmentChunks - 1) / kSegmentChunks;
-  const uint64_t stride = kSegmentChunks * ((groups + kMaxSegments - 1) / kMaxSegments);
-  std::vector<Sample> samples;
-  for (uint64_t chunk = 0; chunk < chunks; chunk += stride) {
-    const uint64_t from = chunk << chunk_log2, to = std::min(units, (chunk + stride) << chunk_log2);
-    samples.push_back({});
-    samples.back().first_chunk = chunk;
-    take_sample(layout, heads, src + from * static_cast<uint64_t>(layout.width), to - from, &samples.back());
-  }
-  return samples;
 }
 
 // What a table of its own costs a segment, in bits on the sample's scale: its bytes, and for every symbol
@@ -168,14 +151,10 @@ TableKind choose_kind(const Layout &layout, int32_t level, int chunk_log2, const
   return best;
 }
 
-}  // namespace
-
-int32_t plan(const Layout &layout, int32_t level, int chunk_log2, const uint8_t *src, uint64_t units,
-             uint8_t *blob) {
-  // Below this the states alone outweigh what coding can save.
-  if (units < 256) return 0;
-  const bool heads = level == NZ_LEVEL_MAX && layout.joint;
-  std::vector<Sample> samples = sample_segments(layout, heads, chunk_log2, src, units);
+// The blob for a tensor of which the segments' samples are known.
+int32_t plan_samples(const Layout &layout, int32_t level, int chunk_log2, std::vector<Sample> samples,
+                     uint64_t units, uint8_t *blob) {
+  if (samples.empty()) return 0;
   const TableKind kind = choose_kind(layout, level, chunk_log2, samples, units);
   if (kind == TableKind::kNone) return 0;
   samples = merge_segments(samples, kind, units);
@@ -197,6 +176,54 @@ int32_t plan(const Layout &layout, int32_t level, int chunk_log2, const uint8_t 
   blob[1] = 0;
   store_u16(blob + 2, count);
   return static_cast<int32_t>(at);
+}
+
+}  // namespace
+
+std::vector<Segment> segments(const Layout &layout, int chunk_log2, uint64_t units) {
+  // Below this the states alone outweigh what coding can save.
+  if (units < 256) return {};
+  const uint64_t chunks = ((units - 1) >> chunk_log2) + 1;
+  const uint64_t groups = (chunks + kSegmentChunks - 1) / kSegmentChunks;
+  const uint64_t stride = kSegmentChunks * ((groups + kMaxSegments - 1) / kMaxSegments);
+  std::vector<Segment> all;
+  for (uint64_t chunk = 0; chunk < chunks; chunk += stride) {
+    const uint64_t from = chunk << chunk_log2, n = std::min(units - from, stride << chunk_log2);
+    // Plane 0 of a layout with eight exponent bits has few symbols; where it has mantissa bits too, there are
+    // many and a rare one is easily missed.
+    const uint64_t share = std::min(n / (layout.joint ? 32 : 8), kMaxSample);
+    const uint64_t want = std::max(std::min(n, kMinSample), share);
+    all.push_back({from, n, std::min((n + kBlock - 1) / kBlock, (want + kBlock - 1) / kBlock)});
+  }
+  return all;
+}
+
+int32_t plan(const Layout &layout, int32_t level, int chunk_log2, const uint8_t *src, uint64_t units,
+             uint8_t *blob) {
+  const bool heads = level == NZ_LEVEL_MAX && layout.joint;
+  std::vector<Sample> samples;
+  for (const Segment &segment : segments(layout, chunk_log2, units)) {
+    samples.push_back({});
+    samples.back().first_chunk = segment.first >> chunk_log2;
+    const uint64_t at = segment.first * static_cast<uint64_t>(layout.width);
+    take_sample(layout, heads, src + at, segment, &samples.back());
+  }
+  return plan_samples(layout, level, chunk_log2, std::move(samples), units, blob);
+}
+
+int32_t plan_counts(const Layout &layout, int32_t level, int chunk_log2, const uint32_t *counts,
+                    uint64_t units, uint8_t *blob) {
+  std::vector<Sample> samples;
+  for (const Segment &segment : segments(layout, chunk_log2, units)) {
+    Sample sample = {};
+    sample.first_chunk = segment.first >> chunk_log2;
+    std::copy_n(counts, 256, sample.plane0);
+    std::copy_n(counts + 256, 1024, sample.head);
+    for (uint32_t c : sample.plane0) sample.units += c;
+    samples.push_back(sample);
+    counts += NZ_SEGMENT_COUNTS;
+  }
+  return plan_samples(layout, level, chunk_log2, std::move(samples), units, blob);
 }
 
 const TableBlob::Entry &TableBlob::of_chunk(uint64_t chunk) const {

@@ -24,6 +24,20 @@ inline int log2_width(int width) { return width == 1 ? 0 : width == 2 ? 1 : widt
 int32_t plan(const Layout &layout, int32_t level, int chunk_log2, const uint8_t *src, uint64_t units,
              uint8_t *blob);
 
+// The same from the counts of what was sampled, NZ_SEGMENT_COUNTS for each segment.
+int32_t plan_counts(const Layout &layout, int32_t level, int chunk_log2, const uint32_t *counts,
+                    uint64_t units, uint8_t *blob);
+
+// A run of chunks and how much of it is looked at: 64 units in a row at `taken` places.
+struct Segment {
+  uint64_t first;  // unit
+  uint64_t units;
+  uint64_t taken;
+};
+
+// The segments of a tensor; none if it is too small for tables.
+std::vector<Segment> segments(const Layout &layout, int chunk_log2, uint64_t units);
+
 // A blob whose every entry has been checked. It points into the caller's bytes.
 struct TableBlob {
   struct Entry {

@@ -18,8 +18,10 @@ import numpy.typing as npt
 
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 TABLE_CAPACITY = 160 * 1024
+MAX_SEGMENTS = 256
+SEGMENT_COUNTS = 1280
 
 # Linux's RENAME_EXCHANGE (linux/fs.h), and RENAME_SWAP of macOS (sys/stdio.h).
 _EXCHANGE = 2
@@ -78,6 +80,18 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nz_plan": (
         ctypes.c_int32,
         [ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p],
+    ),
+    "nz_plan_segments": (
+        ctypes.c_int32,
+        [ctypes.c_int32, ctypes.c_int32, ctypes.c_uint64, ctypes.c_void_p],
+    ),
+    "nz_plan_counts": (
+        ctypes.c_int32,
+        [ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p],
+    ),
+    "nz_table_entries": (
+        ctypes.c_int32,
+        [ctypes.c_int32, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p],
     ),
     "nz_chunk_bound": (ctypes.c_uint64, [ctypes.c_int32, ctypes.c_int32]),
     "nz_encode": (ctypes.c_int32, [ctypes.POINTER(EncodeJob), ctypes.c_size_t, ctypes.c_int32]),
@@ -166,6 +180,36 @@ def plan(layout: int, level: int, chunk_log2: int, data: Bytes, units: int) -> b
     if length < 0:
         raise _error(length)
     return table[:length].tobytes()
+
+
+def plan_segments(layout: int, chunk_log2: int, units: int) -> npt.NDArray[np.uint64]:
+    """What :func:`plan` looks at: first unit, units and number of places of each segment, one row each."""
+    segments = np.empty((MAX_SEGMENTS, 3), np.uint64)
+    count = _LIBRARY.nz_plan_segments(layout, chunk_log2, units, segments.ctypes.data)
+    if count < 0:
+        raise _error(count)
+    return segments[:count]
+
+
+def plan_counts(layout: int, level: int, chunk_log2: int, counts: Words, units: int) -> bytes:
+    """The table blob that :func:`plan` makes, from counts made elsewhere: ``SEGMENT_COUNTS`` for each segment."""
+    if counts.size != SEGMENT_COUNTS * len(plan_segments(layout, chunk_log2, units)):
+        raise InvalidArgument(f"{counts.size} counts are not {SEGMENT_COUNTS} for each segment")
+    counts = np.ascontiguousarray(counts, np.uint32)
+    table = np.empty(TABLE_CAPACITY, np.uint8)
+    length = _LIBRARY.nz_plan_counts(layout, level, chunk_log2, counts.ctypes.data, units, table.ctypes.data)
+    if length < 0:
+        raise _error(length)
+    return table[:length].tobytes()
+
+
+def table_entries(layout: int, table: bytes) -> npt.NDArray[np.uint32]:
+    """Checks a table blob (spec §5): first chunk and offset in the blob of each entry, one row each."""
+    entries = np.empty((int.from_bytes(table[2:4], "little"), 2), np.uint32)
+    count = _LIBRARY.nz_table_entries(layout, table, len(table), entries.ctypes.data)
+    if count < 0:
+        raise _error(count)
+    return entries[:count]
 
 
 def chunk_bound(layout: int, chunk_log2: int) -> int:

@@ -107,6 +107,8 @@ def test_every_field_has_its_place_and_type(structure: str) -> None:
 def test_constants() -> None:
     assert define("NZ_ABI_VERSION") == _native.ABI_VERSION == _native._LIBRARY.nz_abi_version()
     assert define("NZ_TABLE_CAPACITY") == _native.TABLE_CAPACITY
+    assert define("NZ_MAX_SEGMENTS") == _native.MAX_SEGMENTS
+    assert define("NZ_SEGMENT_COUNTS") == _native.SEGMENT_COUNTS
     isas = values("nz_isa")
     assert isas.pop("NZ_ISA_COUNT") == len(isas) == len(_native.isa_names())
     assert _native.isa_names() == [name.removeprefix("NZ_").lower() for name in isas]
