@@ -38,8 +38,8 @@
 
 #include "device.h"
 
-#define NZ_WARPS \
-  4 /* of a block: with the tables of each, shared memory lets enough blocks run side by side */
+/* Warps of a block. Each has its own tables in shared memory. */
+#define NZ_WARPS 4
 
 /* A chunk. */
 typedef struct {
