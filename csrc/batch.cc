@@ -20,17 +20,16 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 
-// Cuts jobs into tasks of a few chunks and hands them out in order.
+// Hands out the chunks of jobs in order.
 class Tasks {
  public:
   template <typename Job>
-  Tasks(const Job *jobs, size_t count, uint64_t chunks_per_task) : chunks_per_task_(chunks_per_task) {
+  Tasks(const Job *jobs, size_t count) {
     first_.reserve(count + 1);
     uint64_t total = 0;
     for (size_t j = 0; j < count; j++) {
       first_.push_back(total);
-      const uint64_t chunks = chunk_count(jobs[j]);
-      if (jobs[j].status == NZ_OK) total += (chunks + chunks_per_task - 1) / chunks_per_task;
+      if (jobs[j].status == NZ_OK) total += chunk_count(jobs[j]);
     }
     first_.push_back(total);
   }
@@ -43,18 +42,17 @@ class Tasks {
 
   uint64_t total() const { return first_.back(); }
 
-  // The next task: its job and first chunk. False when there is none.
-  bool take(size_t *job, uint64_t *first_chunk) {
+  // The next chunk: its job, and its number there. False when there is none.
+  bool take(size_t *job, uint64_t *chunk) {
     const uint64_t task = next_.fetch_add(1, std::memory_order_relaxed);
     if (task >= total()) return false;
     // The last job that begins at or before the task; jobs without tasks share their successor's number.
     *job = static_cast<size_t>(std::upper_bound(first_.begin(), first_.end(), task) - first_.begin()) - 1;
-    *first_chunk = (task - first_[*job]) * chunks_per_task_;
+    *chunk = task - first_[*job];
     return true;
   }
 
  private:
-  const uint64_t chunks_per_task_;
   std::vector<uint64_t> first_;  // task number of each job, and the total
   std::atomic<uint64_t> next_{0};
 };
@@ -139,10 +137,28 @@ void place_chunk(nz_encode_job *job, Placement *placement, uint64_t chunk, const
 }
 
 // What a thread works with. Kept for its next call: fresh memory costs a small tensor more than coding it.
-struct Workbench {
-  DecodeScratchPtr decode;
-  EncodeScratchPtr encode;
-  std::unique_ptr<TableCache> table;
+class Workbench {
+ public:
+  // Null if memory is short.
+  ChunkDecoder *decoder() {
+    if (!decoder_) decoder_ = make_chunk_decoder();
+    return decoder_.get();
+  }
+  EncodeScratch *encode_scratch() {
+    if (!encode_) encode_ = make_encode_scratch();
+    return encode_.get();
+  }
+  // Tables to encode with, empty: they are recognised by their addresses, and others may lie there now.
+  TableCache *tables() {
+    if (!tables_) tables_.reset(new (std::nothrow) TableCache[kEncodeInterleave]);
+    for (int k = 0; tables_ && k < kEncodeInterleave; k++) tables_[k].forget();
+    return tables_.get();
+  }
+
+ private:
+  ChunkDecoderPtr decoder_;
+  EncodeScratchPtr encode_;
+  std::unique_ptr<TableCache[]> tables_;
 };
 
 Workbench &this_thread() {
@@ -150,34 +166,42 @@ Workbench &this_thread() {
   return bench;
 }
 
-// This thread's, with what `scratch` names made if it was not; null if memory is short.
-template <typename Scratch>
-Workbench *workbench(Scratch Workbench::*scratch, Scratch (*make)()) {
-  Workbench &bench = this_thread();
-  if (!(bench.*scratch)) bench.*scratch = make();
-  if (!bench.table) bench.table.reset(new (std::nothrow) TableCache);
-  if (!(bench.*scratch) || !bench.table) return nullptr;
-  bench.table->forget();
-  return &bench;
+// The table of a chunk: `other`, if that is it, or `own`, loaded.
+const TableCache *table_for(const TableBlob &blob, uint64_t chunk, const TableCache &other, TableCache *own) {
+  if (other.holds(blob, chunk)) return &other;
+  own->load(blob, chunk);
+  return own;
 }
 
 void encode_tasks(nz_encode_job *jobs, const std::vector<Prepared> &prepared, Tasks *tasks,
                   std::vector<Placement> *placements) {
-  Workbench *const bench = workbench(&Workbench::encode, make_encode_scratch);
-  size_t j;
-  uint64_t chunk;
-  while (bench && tasks->take(&j, &chunk)) {
-    nz_encode_job &job = jobs[j];
-    const Layout &layout = *prepared[j].layout;
-    const uint64_t from = chunk << job.chunk_log2;
-    const size_t units = static_cast<size_t>(std::min(job.units - from, uint64_t{1} << job.chunk_log2));
-    const uint64_t width = static_cast<uint64_t>(layout.width);
-    const uint8_t *src = job.src + from * width, *bytes;
-    bench->table->load(prepared[j].blob, job.first_chunk + chunk);
-    const size_t size = encode_chunk(layout, *bench->table, src, units, bench->encode.get(), &bytes);
-    job.index[2 * chunk] = static_cast<uint32_t>(size);
-    job.index[2 * chunk + 1] = static_cast<uint32_t>(kernels().checksum64(src, units * width));
-    place_chunk(&job, &(*placements)[j], chunk, bytes, size);
+  EncodeScratch *const scratch = this_thread().encode_scratch();
+  TableCache *const tables = this_thread().tables();
+  if (!scratch || !tables) return;
+  for (;;) {
+    EncodeChunk chunks[kEncodeInterleave];
+    size_t job[kEncodeInterleave];
+    uint64_t number[kEncodeInterleave];
+    int count = 0;
+    for (; count < kEncodeInterleave && tasks->take(&job[count], &number[count]); count++) {
+      const nz_encode_job &from = jobs[job[count]];
+      const Prepared &its = prepared[job[count]];
+      const uint64_t at = number[count] << from.chunk_log2;
+      EncodeChunk &chunk = chunks[count];
+      chunk.layout = its.layout;
+      chunk.table = table_for(its.blob, from.first_chunk + number[count], tables[0], &tables[count]);
+      chunk.src = from.src + at * static_cast<uint64_t>(its.layout->width);
+      chunk.units = static_cast<size_t>(std::min(from.units - at, uint64_t{1} << from.chunk_log2));
+    }
+    if (!count) return;
+    encode_chunks(chunks, count, scratch);
+    for (int k = 0; k < count; k++) {
+      nz_encode_job *const to = &jobs[job[k]];
+      const size_t size = chunks[k].units * static_cast<size_t>(chunks[k].layout->width);
+      to->index[2 * number[k]] = static_cast<uint32_t>(chunks[k].size);
+      to->index[2 * number[k] + 1] = static_cast<uint32_t>(kernels().checksum64(chunks[k].src, size));
+      place_chunk(to, &(*placements)[job[k]], number[k], chunks[k].bytes, chunks[k].size);
+    }
   }
 }
 
@@ -194,6 +218,15 @@ bool chunk_offsets(const nz_decode_job &job, std::vector<uint64_t> *offsets) {
   return at == job.size;
 }
 
+// What decoding threads share.
+struct DecodeWork {
+  const nz_decode_job *jobs;
+  const std::vector<Prepared> &prepared;
+  std::vector<std::vector<uint64_t>> offsets;      // of each job's chunks
+  mutable std::vector<std::atomic<uint64_t>> bad;  // lowest failing chunk of each job
+  mutable std::atomic<uint64_t> done{0};           // chunks
+};
+
 // Records a failure; the lowest chunk wins.
 void fail(std::atomic<uint64_t> *bad, uint64_t chunk) {
   uint64_t seen = bad->load();
@@ -201,52 +234,51 @@ void fail(std::atomic<uint64_t> *bad, uint64_t chunk) {
   }
 }
 
-// How many of the chunks, from the first, have its length and its table.
-int run_of_alike(const TableBlob &blob, uint64_t number, const DecodeChunk *chunks, int count) {
-  int n = 1;
-  while (n < count && chunks[n].units == chunks[0].units &&
-         (blob.kind == TableKind::kNone ||
-          blob.of_chunk(number + static_cast<uint64_t>(n)).table == blob.of_chunk(number).table))
-    n++;
-  return n;
-}
+// The chunks of decode jobs, handed to one thread's decoder and judged.
+class JobFeed final : public DecodeFeed {
+ public:
+  JobFeed(const DecodeWork &work, Tasks *tasks) : work_(work), tasks_(tasks) {}
 
-void decode_task(nz_decode_job *job, const Prepared &prepared, const std::vector<uint64_t> &offsets,
-                 uint64_t first, int count, Workbench *bench, std::atomic<uint64_t> *bad) {
-  const Layout &layout = *prepared.layout;
-  const uint64_t width = static_cast<uint64_t>(layout.width);
-  DecodeChunk chunks[kMaxInterleave];
-  for (int k = 0; k < count; k++) {
-    const uint64_t c = first + static_cast<uint64_t>(k), from = c << job->chunk_log2;
-    const size_t units = static_cast<size_t>(std::min(job->units - from, uint64_t{1} << job->chunk_log2));
-    chunks[k] = {job->src + offsets[c],
-                 static_cast<size_t>(offsets[c + 1] - offsets[c]),
-                 static_cast<size_t>(job->size - offsets[c + 1]),
-                 units,
-                 job->dst + from * width,
-                 NZ_OK};
+  bool next(DecodeChunk *chunk) override {
+    size_t j;
+    uint64_t c;
+    if (!tasks_->take(&j, &c)) return false;
+    const nz_decode_job &job = work_.jobs[j];
+    const std::vector<uint64_t> &offsets = work_.offsets[j];
+    const uint64_t from = c << job.chunk_log2;
+    chunk->job = j, chunk->number = c;
+    chunk->layout = work_.prepared[j].layout;
+    chunk->tables = &work_.prepared[j].blob;
+    chunk->table_number = job.first_chunk + c;
+    chunk->src = job.src + offsets[c];
+    chunk->size = static_cast<size_t>(offsets[c + 1] - offsets[c]);
+    chunk->slack = static_cast<size_t>(job.size - offsets[c + 1]);
+    chunk->units = static_cast<size_t>(std::min(job.units - from, uint64_t{1} << job.chunk_log2));
+    chunk->dst = job.dst + from * static_cast<uint64_t>(chunk->layout->width);
+    return true;
   }
-  for (int k = 0; k < count;) {
-    const uint64_t number = job->first_chunk + first + static_cast<uint64_t>(k);
-    const int alike = run_of_alike(prepared.blob, number, chunks + k, count - k);
-    const int together = alike >= 4 ? 4 : alike >= 2 ? 2 : 1;
-    bench->table->load(prepared.blob, number);
-    decode_chunks(layout, *bench->table, chunks + k, together, bench->decode.get());
-    k += together;
+
+  void take(const DecodeChunk &, size_t, size_t, const uint8_t *) override {}
+
+  void done(const DecodeChunk &chunk) override {
+    const nz_decode_job &job = work_.jobs[chunk.job];
+    bool good = chunk.status == NZ_OK;
+    if (good && job.verify)
+      good = static_cast<uint32_t>(
+                 kernels().checksum64(chunk.dst, chunk.units * static_cast<size_t>(chunk.layout->width))) ==
+             job.index[2 * chunk.number + 1];
+    if (!good) fail(&work_.bad[chunk.job], chunk.number);
+    work_.done++;
   }
-  for (int k = 0; k < count; k++) {
-    const uint64_t c = first + static_cast<uint64_t>(k);
-    bool good = chunks[k].status == NZ_OK;
-    if (good && job->verify)
-      good = static_cast<uint32_t>(kernels().checksum64(chunks[k].dst, chunks[k].units * width)) ==
-             job->index[2 * c + 1];
-    if (!good) fail(bad, c);
-  }
-}
+
+ private:
+  const DecodeWork &work_;
+  Tasks *tasks_;
+};
 
 void encode_jobs(nz_encode_job *jobs, size_t count, int32_t threads) {
   const std::vector<Prepared> prepared = prepare_all(jobs, count, NZ_ARGUMENT);
-  Tasks tasks(jobs, count, 1);
+  Tasks tasks(jobs, count);
   std::vector<Placement> placements(count);
   run_threads(threads, tasks.total(), [&] { encode_tasks(jobs, prepared, &tasks, &placements); });
   for (size_t j = 0; j < count; j++) {
@@ -259,33 +291,25 @@ void encode_jobs(nz_encode_job *jobs, size_t count, int32_t threads) {
 
 void decode_jobs(nz_decode_job *jobs, size_t count, int32_t threads) {
   const std::vector<Prepared> prepared = prepare_all(jobs, count, NZ_CORRUPT);
-  std::vector<std::vector<uint64_t>> offsets(count);
+  DecodeWork work{jobs, prepared, std::vector<std::vector<uint64_t>>(count),
+                  std::vector<std::atomic<uint64_t>>(count)};
   for (size_t j = 0; j < count; j++) {
     jobs[j].bad_chunk = 0;
-    if (jobs[j].status == NZ_OK && !chunk_offsets(jobs[j], &offsets[j])) jobs[j].status = NZ_TRUNCATED;
+    work.bad[j] = UINT64_MAX;
+    if (jobs[j].status == NZ_OK && !chunk_offsets(jobs[j], &work.offsets[j])) jobs[j].status = NZ_TRUNCATED;
   }
-  const int group = kernels().interleave;
-  Tasks tasks(jobs, count, static_cast<uint64_t>(group));
-  std::vector<std::atomic<uint64_t>> bad(count);
-  for (auto &b : bad) b = UINT64_MAX;
-  std::atomic<uint64_t> done{0};
+  Tasks tasks(jobs, count);
   run_threads(threads, tasks.total(), [&] {
-    Workbench *const bench = workbench(&Workbench::decode, make_decode_scratch);
-    size_t j;
-    uint64_t first;
-    while (bench && tasks.take(&j, &first)) {
-      const uint64_t left = Tasks::chunk_count(jobs[j]) - first;
-      const int n = static_cast<int>(std::min<uint64_t>(left, static_cast<uint64_t>(group)));
-      decode_task(&jobs[j], prepared[j], offsets[j], first, n, bench, &bad[j]);
-      done++;
-    }
+    ChunkDecoder *const decoder = this_thread().decoder();
+    JobFeed feed(work, &tasks);
+    if (decoder) decode_chunks(feed, decoder);
   });
   for (size_t j = 0; j < count; j++) {
     if (jobs[j].status != NZ_OK) continue;
-    if (done != tasks.total()) jobs[j].status = NZ_MEMORY;
-    if (bad[j] == UINT64_MAX) continue;
+    if (work.done != tasks.total()) jobs[j].status = NZ_MEMORY;
+    if (work.bad[j] == UINT64_MAX) continue;
     jobs[j].status = NZ_CORRUPT;
-    jobs[j].bad_chunk = bad[j];
+    jobs[j].bad_chunk = work.bad[j];
   }
 }
 

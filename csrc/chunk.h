@@ -52,26 +52,41 @@ struct ChunkView {
 nz_status parse_chunk(const Layout &layout, TableKind kind, const uint8_t *chunk, size_t size, size_t units,
                       ChunkView *view);
 
-// Scratch memory of a thread that decodes.
-class DecodeScratch;
-struct DecodeScratchDeleter {
-  void operator()(DecodeScratch *scratch) const;
-};
-using DecodeScratchPtr = std::unique_ptr<DecodeScratch, DecodeScratchDeleter>;
-DecodeScratchPtr make_decode_scratch();
-
+// A chunk to decode.
 struct DecodeChunk {
+  size_t job;       // for whoever hands it out
+  uint64_t number;  // in its run, likewise
+  const Layout *layout;
+  const TableBlob *tables;
+  uint64_t table_number;  // in its tensor: which of the tables is its
   const uint8_t *src;
   size_t size;
   size_t slack;  // readable bytes behind the chunk
   size_t units;
-  uint8_t *dst;
+  uint8_t *dst;      // null: the units go to DecodeFeed::take
   nz_status status;  // out
 };
 
-// Decodes 1, 2 or 4 chunks of equal length that share a table side by side.
-void decode_chunks(const Layout &layout, const TableCache &table, DecodeChunk *chunks, int count,
-                   DecodeScratch *scratch);
+// Hands out chunks of any tensors, and takes them back in any order.
+class DecodeFeed {
+ public:
+  virtual ~DecodeFeed() = default;
+  // False when there is none left.
+  virtual bool next(DecodeChunk *chunk) = 0;
+  // Units [at, at + count) of a chunk without a dst, in order; `units` is valid during the call.
+  virtual void take(const DecodeChunk &chunk, size_t at, size_t count, const uint8_t *units) = 0;
+  virtual void done(const DecodeChunk &chunk) = 0;
+};
+
+// Decodes what a feed hands out, several chunks side by side: a stream alone would leave a core idle most of
+// the time, waiting for itself. One thread's, with its scratch memory.
+class ChunkDecoder;
+struct ChunkDecoderDeleter {
+  void operator()(ChunkDecoder *decoder) const;
+};
+using ChunkDecoderPtr = std::unique_ptr<ChunkDecoder, ChunkDecoderDeleter>;
+ChunkDecoderPtr make_chunk_decoder();  // null if memory is short
+void decode_chunks(DecodeFeed &feed, ChunkDecoder *decoder);
 
 class EncodeScratch;
 struct EncodeScratchDeleter {
@@ -80,11 +95,20 @@ struct EncodeScratchDeleter {
 using EncodeScratchPtr = std::unique_ptr<EncodeScratch, EncodeScratchDeleter>;
 EncodeScratchPtr make_encode_scratch();
 
-// Encodes a chunk into the scratch; *chunk points to its bytes until the next call.
-size_t encode_chunk(const Layout &layout, const TableCache &table, const uint8_t *src, size_t units,
-                    EncodeScratch *scratch, const uint8_t **chunk);
+// A chunk to encode.
+struct EncodeChunk {
+  const Layout *layout;
+  const TableCache *table;
+  const uint8_t *src;
+  size_t units;
+  const uint8_t *bytes;  // out: the chunk, until the next call
+  size_t size;           // out
+};
 
-// Upper bound of encode_chunk's result.
+// Encodes one or two chunks side by side into the scratch.
+void encode_chunks(EncodeChunk *chunks, int count, EncodeScratch *scratch);
+
+// Upper bound of a chunk's size.
 inline size_t chunk_bound(const Layout &layout, size_t units) {
   return static_cast<size_t>(layout.width) * (kRecordBytes + 4 + units) + 4;
 }

@@ -9,24 +9,9 @@
 
 namespace nz {
 
-class EncodeScratch {
- public:
-  uint8_t planes[kMaxWidth][kMaxUnits];
-  uint8_t symbols[kMaxUnits];  // ranks, or symbols of the joint mode
-  uint8_t six[kMaxUnits / 128 * 96];
-  uint8_t below[64];             // the loops may overwrite 64 bytes below the words (kernels.h)
-  uint8_t words[2 * kMaxUnits];  // filled from the end
-  uint8_t patches[4 * kMaxUnits];
-  ByteTable local_table;
-  uint8_t chunk[kMaxWidth * (kMaxUnits + kRecordBytes + 4) + 4];
-};
-
-EncodeScratchPtr make_encode_scratch() { return EncodeScratchPtr(new (std::nothrow) EncodeScratch); }
-void EncodeScratchDeleter::operator()(EncodeScratch *scratch) const { delete scratch; }
-
 namespace {
 
-// A stream that has been encoded into the scratch.
+// A stream of plane 0, and what its symbols do not say.
 struct Encoded {
   EncodeStream stream;
   size_t word_count;
@@ -39,6 +24,7 @@ struct Encoded {
 // Writes a chunk from its start; sections arrive in file order.
 class ChunkWriter {
  public:
+  ChunkWriter() = default;
   ChunkWriter(uint8_t *begin, int width)
       : begin_(begin), at_(begin + kRecordBytes * static_cast<size_t>(width)) {
     std::memset(begin, 0, static_cast<size_t>(at_ - begin));
@@ -55,14 +41,33 @@ class ChunkWriter {
     while ((at_ - begin_) % 4) *at_++ = 0;
   }
   void append(const void *bytes, size_t n) {
-    std::memcpy(at_, bytes, n);
+    if (bytes != at_) std::memcpy(at_, bytes, n);  // a plane may have been made where it belongs
     at_ += n;
   }
+  uint8_t *at() const { return at_; }
   void drop(size_t n) { at_ -= n; }
   size_t size() const { return static_cast<size_t>(at_ - begin_); }
 
  private:
-  uint8_t *begin_, *at_;
+  uint8_t *begin_ = nullptr, *at_ = nullptr;
+};
+
+// A chunk that is being encoded.
+struct OpenChunk {
+  const EncodeChunk *chunk;
+  ChunkWriter writer;
+  Mode head;               // what plane 0 is to be coded as, kRaw if not with the frame's table
+  const uint8_t *payload;  // of its stream, or null (§4.5)
+  Encoded encoded;         // its stream
+  uint8_t *planes[kMaxWidth];
+  uint8_t plane_bytes[kMaxWidth][kMaxUnits];
+  uint8_t symbols[kMaxUnits];  // ranks, plane bytes, or symbols of the joint mode
+  uint8_t six[kMaxUnits / 128 * 96];
+  uint8_t below[64];             // the loops may overwrite 64 bytes below the words (kernels.h)
+  uint8_t words[2 * kMaxUnits];  // filled from the end
+  uint8_t patches[4 * kMaxUnits];
+  ByteTable local_table;
+  uint8_t bytes[kMaxWidth * (kMaxUnits + kRecordBytes + 4) + 4];  // the encoded chunk
 };
 
 bool is_constant(const uint8_t *bytes, size_t n) {
@@ -70,64 +75,90 @@ bool is_constant(const uint8_t *bytes, size_t n) {
 }
 
 // Starts the lanes at 2^16, or at 2^16 | payload (§4.5).
-void start_stream(EncodeScratch *scratch, const uint8_t *payload, EncodeStream *stream) {
+void start_stream(OpenChunk *open, const uint8_t *payload, EncodeStream *stream) {
   for (int lane = 0; lane < kLanes; lane++)
     stream->state[lane] = kLow | (payload ? load_u16(payload + 2 * lane) : 0);
-  stream->next = scratch->words + sizeof scratch->words;
+  stream->next = open->words + sizeof open->words;
 }
 
-void finish_stream(EncodeScratch *scratch, Encoded *encoded) {
-  encoded->word_count =
-      static_cast<size_t>(scratch->words + sizeof scratch->words - encoded->stream.next) / 2;
+void finish_stream(OpenChunk *open, Encoded *encoded) {
+  encoded->word_count = static_cast<size_t>(open->words + sizeof open->words - encoded->stream.next) / 2;
 }
 
-void encode_ranks(const RankTable &table, const uint8_t *ranks, size_t n, const uint8_t *payload,
-                  EncodeScratch *scratch, Encoded *encoded) {
-  start_stream(scratch, payload, &encoded->stream);
-  const size_t steps = n / kLanes;
-  for (size_t i = n; i-- > steps * kLanes;)
-    put_rank(table, &encoded->stream, static_cast<int>(i % kLanes), ranks[i]);
-  kernels().encode_rank(table, &encoded->stream, ranks, steps);
-  finish_stream(scratch, encoded);
+// What differs between the two kinds of table.
+struct RankCoder {
+  using Table = RankTable;
+  static const Table &table(const TableCache &cache) { return cache.rank; }
+  static void put(const Table &table, EncodeStream *stream, size_t i, uint8_t symbol) {
+    put_rank(table, stream, static_cast<int>(i % kLanes), symbol);
+  }
+  static EncodeRank run() { return kernels().encode_rank; }
+};
+struct ByteCoder {
+  using Table = ByteTable;
+  static const Table &table(const TableCache &cache) { return cache.byte; }
+  static void put(const Table &table, EncodeStream *stream, size_t i, uint8_t symbol) {
+    put_byte(table, stream, static_cast<int>(i % kLanes), symbol);
+  }
+  static EncodeByte run() { return kernels().encode_byte; }
+};
+
+// Encodes symbols[from … n) of a stream whose later symbols are encoded; `from` is a whole number of steps.
+template <typename Coder>
+void encode_down(const typename Coder::Table &table, const uint8_t *symbols, size_t n, size_t from,
+                 EncodeStream *stream) {
+  const size_t steps = (n - from) / kLanes;
+  for (size_t i = n; i-- > from + steps * kLanes;) Coder::put(table, stream, i, symbols[i]);
+  const auto *const tables = &table;
+  stream->symbols = symbols + from;
+  Coder::run()(&tables, &stream, 1, steps);
 }
 
-void encode_bytes(const ByteTable &table, const uint8_t *symbols, size_t n, const uint8_t *payload,
-                  EncodeScratch *scratch, Encoded *encoded) {
-  start_stream(scratch, payload, &encoded->stream);
-  const size_t steps = n / kLanes;
-  for (size_t i = n; i-- > steps * kLanes;)
-    put_byte(table, &encoded->stream, static_cast<int>(i % kLanes), symbols[i]);
-  kernels().encode_byte(table, &encoded->stream, symbols, steps);
-  finish_stream(scratch, encoded);
+// The streams of one or two chunks: the longer one's excess, then both together.
+template <typename Coder>
+void encode_heads(OpenChunk *const *open, int count) {
+  const typename Coder::Table *tables[kEncodeInterleave];
+  EncodeStream *streams[kEncodeInterleave];
+  size_t common = kMaxUnits;
+  for (int k = 0; k < count; k++) common = std::min(common, open[k]->chunk->units / kLanes * kLanes);
+  for (int k = 0; k < count; k++) {
+    tables[k] = &Coder::table(*open[k]->chunk->table);
+    streams[k] = &open[k]->encoded.stream;
+    start_stream(open[k], open[k]->payload, streams[k]);
+    encode_down<Coder>(*tables[k], open[k]->symbols, open[k]->chunk->units, common, streams[k]);
+    streams[k]->symbols = open[k]->symbols;
+  }
+  Coder::run()(tables, streams, count, common / kLanes);
+  for (int k = 0; k < count; k++) finish_stream(open[k], &open[k]->encoded);
 }
 
-void append_stream(const EncodeScratch &scratch, const Encoded &encoded, ChunkWriter *writer) {
+void append_stream(const OpenChunk &open, const Encoded &encoded, ChunkWriter *writer) {
   writer->append(encoded.stream.state, kStateBytes);
   writer->append(encoded.stream.next, 2 * encoded.word_count);
-  writer->append(scratch.patches, encoded.patch_count * encoded.patch_bytes);
+  writer->append(open.patches, encoded.patch_count * encoded.patch_bytes);
 }
 
 // Adds a patch of a plane byte; false if there are too many for a record.
-bool add_patch(EncodeScratch *scratch, Encoded *encoded, size_t position, uint8_t value) {
+bool add_patch(OpenChunk *open, Encoded *encoded, size_t position, uint8_t value) {
   if (encoded->patch_count == UINT16_MAX) return false;
-  uint8_t *patch = scratch->patches + 3 * encoded->patch_count++;
+  uint8_t *patch = open->patches + 3 * encoded->patch_count++;
   store_u16(patch, static_cast<uint16_t>(position));
   patch[2] = value;
   return true;
 }
 
 // Plane 0 as ranks; those missing become rank 0 and a patch.
-bool ranks_and_patches(const RankTable &table, const uint8_t *plane, size_t n, EncodeScratch *scratch,
+bool ranks_and_patches(const RankTable &table, const uint8_t *plane, size_t n, OpenChunk *open,
                        Encoded *encoded) {
   encoded->patch_count = 0;
   encoded->patch_bytes = 3;
-  if (!kernels().to_ranks(table, plane, scratch->symbols, n)) return true;
-  uint8_t *const end = scratch->symbols + n;
-  for (uint8_t *at = scratch->symbols;;) {
+  if (!kernels().to_ranks(table, plane, open->symbols, n)) return true;
+  uint8_t *const end = open->symbols + n;
+  for (uint8_t *at = open->symbols;;) {
     at = static_cast<uint8_t *>(std::memchr(at, kMissing, static_cast<size_t>(end - at)));
     if (!at) return true;
-    const size_t position = static_cast<size_t>(at - scratch->symbols);
-    if (!add_patch(scratch, encoded, position, plane[position])) return false;
+    const size_t position = static_cast<size_t>(at - open->symbols);
+    if (!add_patch(open, encoded, position, plane[position])) return false;
     *at = 0;
   }
 }
@@ -155,48 +186,48 @@ bool for_each_missing(const ByteTable &table, const uint8_t *symbols, size_t n, 
 
 // Plane bytes as symbols of the table; those without a frequency become the most frequent one and a patch.
 // False if there are too many patches.
-bool bytes_and_patches(const ByteTable &table, const uint8_t *plane, size_t n, EncodeScratch *scratch,
+bool bytes_and_patches(const ByteTable &table, const uint8_t *plane, size_t n, OpenChunk *open,
                        Encoded *encoded) {
   encoded->patch_count = 0;
   encoded->patch_bytes = 3;
-  std::memcpy(scratch->symbols, plane, n);
+  std::memcpy(open->symbols, plane, n);
   const uint8_t fill = most_frequent(table);
   return for_each_missing(table, plane, n, [&](size_t i) {
-    scratch->symbols[i] = fill;
-    return add_patch(scratch, encoded, i, plane[i]);
+    open->symbols[i] = fill;
+    return add_patch(open, encoded, i, plane[i]);
   });
 }
 
-bool add_joint_patch(EncodeScratch *scratch, Encoded *encoded, size_t position) {
+bool add_joint_patch(OpenChunk *open, Encoded *encoded, size_t position) {
   if (encoded->patch_count == UINT16_MAX) return false;
   const uint16_t head =
-      static_cast<uint16_t>(scratch->planes[0][position] << 2 | scratch->planes[1][position] >> 6);
-  uint8_t *patch = scratch->patches + 4 * encoded->patch_count++;
+      static_cast<uint16_t>(open->planes[0][position] << 2 | open->planes[1][position] >> 6);
+  uint8_t *patch = open->patches + 4 * encoded->patch_count++;
   store_u16(patch, static_cast<uint16_t>(position));
   store_u16(patch + 2, head);
   return true;
 }
 
 // Planes 0 and 1 as joint symbols and packed values. False if there are too many patches.
-bool joint_and_patches(const TableCache &table, size_t n, EncodeScratch *scratch, Encoded *encoded) {
+bool joint_and_patches(const TableCache &table, size_t n, OpenChunk *open, Encoded *encoded) {
   encoded->patch_count = 0;
   encoded->patch_bytes = 4;
-  uint8_t *const plane0 = scratch->planes[0], *const plane1 = scratch->planes[1];
+  uint8_t *const plane0 = open->planes[0], *const plane1 = open->planes[1];
   const size_t blocks = (n + 127) / 128;
   // Units that complete the last block; the values of missing units are 0 (§4.6).
   std::memset(plane0 + n, table.base, blocks * 128 - n);
   std::memset(plane1 + n, 0, blocks * 128 - n);
   const uint8_t fill = most_frequent(table.byte);
-  uint8_t *const symbols = scratch->symbols;
-  if (!kernels().split_joint(plane0, plane1, table.base, fill, symbols, scratch->six, blocks))
+  uint8_t *const symbols = open->symbols;
+  if (!kernels().split_joint(plane0, plane1, table.base, fill, symbols, open->six, blocks))
     return for_each_missing(table.byte, symbols, n, [&](size_t i) {
       symbols[i] = fill;
-      return add_joint_patch(scratch, encoded, i);
+      return add_joint_patch(open, encoded, i);
     });
   for (size_t i = 0; i < n; i++) {
     const uint8_t above = static_cast<uint8_t>(plane0[i] - table.base);
     if (above < 64 && table.byte.frequency[symbols[i]]) continue;
-    if (!add_joint_patch(scratch, encoded, i)) return false;
+    if (!add_joint_patch(open, encoded, i)) return false;
     symbols[i] = fill;
   }
   return true;
@@ -216,7 +247,7 @@ bool may_compress(const uint8_t *plane, size_t n) {
 }
 
 // Mode local: a table of the plane's own. False if it does not pay.
-bool encode_local(int p, const uint8_t *plane, size_t n, EncodeScratch *scratch, ChunkWriter *writer) {
+bool encode_local(int p, const uint8_t *plane, size_t n, OpenChunk *open, ChunkWriter *writer) {
   if (!may_compress(plane, n)) return false;
   Histogram histogram;
   full_histogram(plane, n, histogram);
@@ -224,91 +255,124 @@ bool encode_local(int p, const uint8_t *plane, size_t n, EncodeScratch *scratch,
   uint64_t cost;
   size_t used = plan_byte_table(histogram, 12, table, &cost);
   if (!used || used + kStateBytes + cost / 8 + n / 100 >= n) return false;
-  read_byte_table(table, used, &scratch->local_table, &used);
+  read_byte_table(table, used, &open->local_table, &used);
   Encoded encoded = {};
   encoded.patch_bytes = 3;
-  encode_bytes(scratch->local_table, plane, n, nullptr, scratch, &encoded);
+  start_stream(open, nullptr, &encoded.stream);
+  encode_down<ByteCoder>(open->local_table, plane, n, 0, &encoded.stream);
+  finish_stream(open, &encoded);
   if (used + encoded.size() >= n) return false;
   writer->record(p, Mode::kLocal, 0, 0, encoded.word_count);
   writer->append(table, used);
   writer->align();
-  append_stream(*scratch, encoded, writer);
+  append_stream(*open, encoded, writer);
   return true;
 }
 
 // A plane without the frame's table: constant, local or raw. Returns the mode.
-Mode encode_plain(int p, const uint8_t *plane, size_t n, EncodeScratch *scratch, ChunkWriter *writer) {
+Mode encode_plain(int p, const uint8_t *plane, size_t n, OpenChunk *open, ChunkWriter *writer) {
   writer->align();
   if (is_constant(plane, n)) {
     writer->record(p, Mode::kConstant, plane[0], 0, 0);
     return Mode::kConstant;
   }
-  if (encode_local(p, plane, n, scratch, writer)) return Mode::kLocal;
+  if (encode_local(p, plane, n, open, writer)) return Mode::kLocal;
   writer->record(p, Mode::kRaw, 0, 0, 0);
   writer->append(plane, n);
   return Mode::kRaw;
 }
 
-// Plane 0 with the frame's rank or byte table; false if it does not pay. Where plane 1 is raw its last bytes,
-// which the writer has just appended, move into the payload.
-bool encode_head(const TableCache &table, size_t n, bool payload, EncodeScratch *scratch,
-                 ChunkWriter *writer) {
-  const uint8_t *plane = scratch->planes[0];
-  const uint8_t *carried = payload ? scratch->planes[1] + n - kPayloadBytes : nullptr;
-  Encoded encoded;
-  const bool rank = table.kind == TableKind::kRank;
-  if (rank) {
-    if (!ranks_and_patches(table.rank, plane, n, scratch, &encoded)) return false;
-    encode_ranks(table.rank, scratch->symbols, n, carried, scratch, &encoded);
+// Symbols and patches of plane 0, if it is to have a stream with the frame's table: sets `head` and
+// `payload`.
+void prepare_head(OpenChunk *open) {
+  const TableCache &table = *open->chunk->table;
+  const size_t n = open->chunk->units;
+  open->head = Mode::kRaw;
+  if (table.kind == TableKind::kNone || is_constant(open->planes[0], n)) return;
+  Encoded *const encoded = &open->encoded;
+  if (table.kind == TableKind::kJoint) {
+    if (n < 2 * 128 || !joint_and_patches(table, n, open, encoded)) return;
+    open->head = Mode::kJoint;
+    open->payload = open->six + six_bytes(n) - kPayloadBytes;
+  } else if (table.kind == TableKind::kRank) {
+    if (ranks_and_patches(table.rank, open->planes[0], n, open, encoded)) open->head = Mode::kRank;
   } else {
-    if (!bytes_and_patches(table.byte, plane, n, scratch, &encoded)) return false;
-    encode_bytes(table.byte, scratch->symbols, n, carried, scratch, &encoded);
+    if (bytes_and_patches(table.byte, open->planes[0], n, open, encoded)) open->head = Mode::kByte;
   }
-  if (encoded.size() >= n) return false;
-  if (payload) writer->drop(kPayloadBytes);
+}
+
+// Everything before the stream of plane 0.
+void open_chunk(const EncodeChunk &chunk, OpenChunk *open) {
+  const Layout &layout = *chunk.layout;
+  const size_t n = chunk.units;
+  open->chunk = &chunk;
+  open->writer = ChunkWriter(open->bytes, layout.width);
+  for (int p = 0; p < kMaxWidth; p++) open->planes[p] = open->plane_bytes[p];
+  // The last plane is the first section (§4), and is most often raw.
+  if (layout.width > 1) open->planes[layout.width - 1] = open->writer.at();
+  kernels().split[layout.rotate][log2_width(layout.width)](chunk.src, open->planes, n);
+  for (int p = layout.width; p-- > 2;) encode_plain(p, open->planes[p], n, open, &open->writer);
+  open->payload = nullptr;
+  prepare_head(open);
+  if (open->head == Mode::kJoint || layout.width == 1) return;
+  // Where plane 1 is raw, its last bytes move into the payload of plane 0's stream.
+  const Mode plane1 = encode_plain(1, open->planes[1], n, open, &open->writer);
+  if (plane1 == Mode::kRaw && n >= kPayloadBytes) open->payload = open->planes[1] + n - kPayloadBytes;
+}
+
+// Appends plane 0's stream, and plane 1 where both are joint. False if that does not pay.
+bool append_head(OpenChunk *open) {
+  const Encoded &encoded = open->encoded;
+  ChunkWriter *const writer = &open->writer;
+  const size_t n = open->chunk->units;
+  if (open->head == Mode::kJoint) {
+    const size_t six = six_bytes(n) - kPayloadBytes;
+    if (encoded.size() + six >= 2 * n) return false;
+    writer->align();
+    writer->record(1, Mode::kSix, 0, 0, 0);
+    writer->append(open->six, six);
+  } else {
+    if (encoded.size() >= n) return false;
+    if (open->payload) writer->drop(kPayloadBytes);
+  }
   writer->align();
-  writer->record(0, rank ? Mode::kRank : Mode::kByte, 0, encoded.patch_count, encoded.word_count);
-  append_stream(*scratch, encoded, writer);
+  writer->record(0, open->head, 0, encoded.patch_count, encoded.word_count);
+  append_stream(*open, encoded, writer);
   return true;
 }
 
-// Planes 0 and 1 in modes joint and six; false if that does not pay. Planes 2 and up have been written.
-bool encode_joint(const TableCache &table, size_t n, EncodeScratch *scratch, ChunkWriter *writer) {
-  if (n < 256 || is_constant(scratch->planes[0], n)) return false;
-  Encoded encoded;
-  if (!joint_and_patches(table, n, scratch, &encoded)) return false;
-  const size_t six = six_bytes(n);
-  encode_bytes(table.byte, scratch->symbols, n, scratch->six + six - kPayloadBytes, scratch, &encoded);
-  if (encoded.size() + six - kPayloadBytes >= 2 * n) return false;
-  writer->align();
-  writer->record(1, Mode::kSix, 0, 0, 0);
-  writer->append(scratch->six, six - kPayloadBytes);
-  writer->align();
-  writer->record(0, Mode::kJoint, 0, encoded.patch_count, encoded.word_count);
-  append_stream(*scratch, encoded, writer);
-  return true;
+void close_chunk(EncodeChunk *chunk, OpenChunk *open) {
+  if (open->head == Mode::kRaw || !append_head(open)) {
+    if (open->head == Mode::kJoint) encode_plain(1, open->planes[1], chunk->units, open, &open->writer);
+    encode_plain(0, open->planes[0], chunk->units, open, &open->writer);
+  }
+  open->writer.align();
+  chunk->bytes = open->bytes;
+  chunk->size = open->writer.size();
 }
 
 }  // namespace
 
-size_t encode_chunk(const Layout &layout, const TableCache &table, const uint8_t *src, size_t units,
-                    EncodeScratch *scratch, const uint8_t **chunk) {
-  uint8_t *planes[kMaxWidth];
-  for (int p = 0; p < kMaxWidth; p++) planes[p] = scratch->planes[p];
-  kernels().split[layout.rotate][log2_width(layout.width)](src, planes, units);
-  ChunkWriter writer(scratch->chunk, layout.width);
-  for (int p = layout.width; p-- > 2;) encode_plain(p, planes[p], units, scratch, &writer);
-  if (table.kind != TableKind::kJoint || !encode_joint(table, units, scratch, &writer)) {
-    Mode plane1 = Mode::kConstant;
-    if (layout.width > 1) plane1 = encode_plain(1, planes[1], units, scratch, &writer);
-    const bool payload = plane1 == Mode::kRaw && units >= kPayloadBytes;
-    const bool coded = table.kind == TableKind::kRank || table.kind == TableKind::kByte;
-    if (!coded || is_constant(planes[0], units) || !encode_head(table, units, payload, scratch, &writer))
-      encode_plain(0, planes[0], units, scratch, &writer);
+class EncodeScratch {
+ public:
+  OpenChunk open[kEncodeInterleave];
+};
+
+EncodeScratchPtr make_encode_scratch() { return EncodeScratchPtr(new (std::nothrow) EncodeScratch); }
+void EncodeScratchDeleter::operator()(EncodeScratch *scratch) const { delete scratch; }
+
+void encode_chunks(EncodeChunk *chunks, int count, EncodeScratch *scratch) {
+  OpenChunk *ranks[kEncodeInterleave], *bytes[kEncodeInterleave];
+  int rank_count = 0, byte_count = 0;
+  for (int k = 0; k < count; k++) {
+    OpenChunk *const open = &scratch->open[k];
+    open_chunk(chunks[k], open);
+    if (open->head == Mode::kRank) ranks[rank_count++] = open;
+    if (open->head == Mode::kByte || open->head == Mode::kJoint) bytes[byte_count++] = open;
   }
-  writer.align();
-  *chunk = scratch->chunk;
-  return writer.size();
+  if (rank_count) encode_heads<RankCoder>(ranks, rank_count);
+  if (byte_count) encode_heads<ByteCoder>(bytes, byte_count);
+  for (int k = 0; k < count; k++) close_chunk(&chunks[k], &scratch->open[k]);
 }
 
 }  // namespace nz

@@ -12,35 +12,45 @@
 
 namespace nz {
 
-constexpr int kLanes = 32;           // lanes of a stream (spec §4.1)
-constexpr uint32_t kLow = 1u << 16;  // lower bound of a state
-constexpr int kMaxInterleave = 4;    // streams a decode loop may run side by side
-constexpr size_t kStepWords = 64;    // bytes of words one step of 32 symbols reads: one word a lane
+constexpr int kLanes = 32;            // lanes of a stream (spec §4.1)
+constexpr uint32_t kLow = 1u << 16;   // lower bound of a state
+constexpr int kMaxInterleave = 4;     // streams a decode loop may run side by side
+constexpr int kEncodeInterleave = 2;  // streams an encode loop may
+constexpr size_t kStepWords = 64;     // bytes of words one step of 32 symbols reads: one word a lane
 
 // A stream being decoded. `next` may be unaligned.
 struct DecodeStream {
   alignas(64) uint32_t state[kLanes];
   const uint8_t *next;
+  uint8_t *symbols;  // where they go
+  // Memory that is needed soon after: `reads` at a byte a symbol, `writes` at write_width bytes a symbol. The
+  // loops fetch it into the cache while they compute; nothing is done with it, so the addresses may be any.
+  uintptr_t reads = 0, writes = 0;
+  size_t write_width = 0;
 };
 
 // A stream being encoded, from its last symbol to its first: words are placed below `next`.
 struct EncodeStream {
   alignas(64) uint32_t state[kLanes];
   uint8_t *next;
+  const uint8_t *symbols;
 };
 
-// Decoders run `steps` steps of 32 symbols on `count` streams (1, 2 or 4), writing 32 · steps bytes to each
-// of `symbols`. They do not check `next`: each step may advance it by 64 bytes and read 64 bytes at it,
-// whatever the stream holds, so the caller keeps kStepWords · (steps + 1) readable bytes behind it.
-using DecodeRank = void (*)(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
+// Decoders run `steps` steps of 32 symbols on `count` streams (1, 2 or 4), each with its table, writing
+// 32 · steps bytes to the `symbols` of each. They do not check `next`: each step may advance it by 64 bytes
+// and read 64 bytes at it, whatever the stream holds, so the caller keeps kStepWords · (steps + 1) readable
+// bytes behind it.
+using DecodeRank = void (*)(const RankTable *const *tables, DecodeStream *const *streams, int count,
                             size_t steps);
-using DecodeByte = void (*)(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
+using DecodeByte = void (*)(const ByteTable *const *tables, DecodeStream *const *streams, int count,
                             size_t steps);
 
-// Encoders run `steps` steps backwards, over symbols[0 … 32 · steps). Every symbol must have a frequency.
-// encode_rank takes ranks, not plane bytes. Up to 64 bytes below the words they place may be overwritten.
-using EncodeRank = void (*)(const RankTable &table, EncodeStream *stream, const uint8_t *ranks, size_t steps);
-using EncodeByte = void (*)(const ByteTable &table, EncodeStream *stream, const uint8_t *symbols,
+// Encoders run `steps` steps backwards, over symbols[0 … 32 · steps) of `count` streams (1 or 2), each with
+// its table. Every symbol must have a frequency. encode_rank takes ranks, not plane bytes. Up to 64 bytes
+// below the words they place may be overwritten.
+using EncodeRank = void (*)(const RankTable *const *tables, EncodeStream *const *streams, int count,
+                            size_t steps);
+using EncodeByte = void (*)(const ByteTable *const *tables, EncodeStream *const *streams, int count,
                             size_t steps);
 
 // Writes the rank of each of n plane bytes, kMissing for those without one; returns whether any is missing.
@@ -60,7 +70,7 @@ using SplitJoint = bool (*)(const uint8_t *plane0, const uint8_t *plane1, uint8_
 
 struct Kernels {
   const char *name;
-  int interleave;  // streams that decode_rank and decode_byte run best at: 1, 2 or 4
+  int interleave;  // chunks to decode side by side, for the loops to run at their best: 1, 2 or 4
   DecodeRank decode_rank;
   DecodeByte decode_byte;
   EncodeRank encode_rank;

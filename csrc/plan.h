@@ -56,8 +56,7 @@ struct TableBlob {
 // False if the blob breaks a rule of the spec, other than that its chunks exist.
 bool read_blob(const Layout &layout, const uint8_t *bytes, size_t size, TableBlob *blob);
 
-// The table in use, in the form the loops want. Chunks mostly come in order, so each thread keeps the last
-// one.
+// A table in the form the loops want. Chunks mostly come in order, so the last one is kept.
 class TableCache {
  public:
   TableKind kind = TableKind::kNone;
@@ -66,6 +65,10 @@ class TableCache {
   ByteTable byte;  // of kByte and kJoint
 
   void load(const TableBlob &blob, uint64_t chunk);
+  // Whether load() has nothing to do.
+  bool holds(const TableBlob &blob, uint64_t chunk) const {
+    return blob.kind != TableKind::kNone && blob.of_chunk(chunk).table == loaded_;
+  }
   // To be called where tables may have moved: a table is recognised by its address.
   void forget() { loaded_ = nullptr; }
 

@@ -9,6 +9,7 @@
 #ifndef NEUZIP_RANS_H
 #define NEUZIP_RANS_H
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -48,6 +49,19 @@ inline uint32_t put(uint32_t x, uint32_t frequency, uint32_t start, int bits, ui
     x >>= 16;
   }
   return (x / frequency << bits) + start + x % frequency;
+}
+
+// What the words of a stream are fetched ahead by: some 1,500 symbols.
+constexpr uintptr_t kWordsAhead = 512;
+
+// Fetches the lines that belong to symbols from … from + count − 1 (kernels.h, DecodeStream).
+inline void fetch_ahead(const DecodeStream &stream, const uint8_t *next, size_t from, size_t count) {
+  const auto line = [](uintptr_t address) { return reinterpret_cast<const void *>(address); };
+  __builtin_prefetch(line(reinterpret_cast<uintptr_t>(next) + kWordsAhead));
+  __builtin_prefetch(line(stream.reads + from));
+  const size_t end = (from + count) * stream.write_width;
+  for (size_t at = from * stream.write_width; at < end; at += 64)
+    __builtin_prefetch(line(stream.writes + at), 1);
 }
 
 inline uint8_t get_rank(const RankTable &table, DecodeStream *stream, int lane) {

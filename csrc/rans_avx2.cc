@@ -6,6 +6,8 @@
 // all arithmetic is 16 bits.
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "planes.h"
 #include "rans.h"
 #include "word_shuffles.h"
@@ -160,43 +162,39 @@ inline void rank_step(const RankRegisters<kBoundaries> &table, Halves *x, const 
 }
 
 template <int kStreams, int kBoundaries>
-void decode_rank_streams(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols,
-                         size_t steps) {
-  const RankRegisters<kBoundaries> registers(table);
-  if constexpr (kStreams == 1) {
-    Halves x(streams->state);
-    const uint8_t *next = streams->next;
-    for (size_t s = 0; s < steps; s++) rank_step(registers, &x, &next, symbols[0] + kLanes * s);
-    x.write(streams->state);
-    streams->next = next;
-  } else {
-    Halves x0(streams[0].state), x1(streams[1].state);
-    const uint8_t *next0 = streams[0].next, *next1 = streams[1].next;
-    for (size_t s = 0; s < steps; s++) {
-      rank_step(registers, &x0, &next0, symbols[0] + kLanes * s);
-      rank_step(registers, &x1, &next1, symbols[1] + kLanes * s);
-    }
-    x0.write(streams[0].state), x1.write(streams[1].state);
-    streams[0].next = next0, streams[1].next = next1;
+void decode_rank_streams(const RankTable *const *tables, DecodeStream *const *streams, size_t steps) {
+  const RankRegisters<kBoundaries> table0(*tables[0]), table1(*tables[kStreams - 1]);
+  Halves x0(streams[0]->state), x1(streams[kStreams - 1]->state);
+  const uint8_t *next0 = streams[0]->next, *next1 = streams[kStreams - 1]->next;
+  for (size_t at = 0; at < kLanes * steps; at += kLanes) {
+    fetch_ahead(*streams[0], next0, at, kLanes);
+    rank_step(table0, &x0, &next0, streams[0]->symbols + at);
+    if (kStreams == 1) continue;
+    fetch_ahead(*streams[1], next1, at, kLanes);
+    rank_step(table1, &x1, &next1, streams[1]->symbols + at);
   }
+  x0.write(streams[0]->state);
+  streams[0]->next = next0;
+  if (kStreams == 1) return;
+  x1.write(streams[1]->state);
+  streams[1]->next = next1;
 }
 
 template <int kStreams>
-void decode_rank_bounded(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols,
-                         size_t steps) {
-  if (table.main_ranks <= 8)
-    decode_rank_streams<kStreams, 8>(table, streams, symbols, steps);
-  else if (table.main_ranks <= 10)
-    decode_rank_streams<kStreams, 10>(table, streams, symbols, steps);
+void decode_rank_bounded(const RankTable *const *tables, DecodeStream *const *streams, size_t steps) {
+  const int main_ranks = std::max(tables[0]->main_ranks, tables[kStreams - 1]->main_ranks);
+  if (main_ranks <= 8)
+    decode_rank_streams<kStreams, 8>(tables, streams, steps);
+  else if (main_ranks <= 10)
+    decode_rank_streams<kStreams, 10>(tables, streams, steps);
   else
-    decode_rank_streams<kStreams, 15>(table, streams, symbols, steps);
+    decode_rank_streams<kStreams, 15>(tables, streams, steps);
 }
 
-void decode_rank(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
-                 size_t steps) {
+void decode_rank(const RankTable *const *tables, DecodeStream *const *streams, int count, size_t steps) {
   int k = 0;
-  for (; k + 2 <= count; k += 2) decode_rank_bounded<2>(table, streams + k, symbols + k, steps);
-  if (k < count) decode_rank_bounded<1>(table, streams + k, symbols + k, steps);
+  for (; k + 2 <= count; k += 2) decode_rank_bounded<2>(tables + k, streams + k, steps);
+  if (k < count) decode_rank_bounded<1>(tables + k, streams + k, steps);
 }
 
 // --- byte decoder
@@ -212,8 +210,9 @@ struct States {
   }
 };
 
-inline void byte_step(const ByteTable &table, __m256i slot_mask, __m128i bits, States *states,
-                      const uint8_t **next, uint8_t *symbols) {
+inline void byte_step(const ByteTable &table, States *states, const uint8_t **next, uint8_t *symbols) {
+  const __m256i slot_mask = _mm256_set1_epi32((1 << table.bits) - 1);
+  const __m128i bits = _mm_cvtsi32_si128(table.bits);
   const __m256i twelve = _mm256_set1_epi32(0xfff), zero = _mm256_setzero_si256();
   __m256i entry[4];
 #pragma GCC unroll 4
@@ -235,33 +234,27 @@ inline void byte_step(const ByteTable &table, __m256i slot_mask, __m128i bits, S
 }
 
 template <int kStreams>
-void decode_byte_streams(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols,
-                         size_t steps) {
-  const __m256i slot_mask = _mm256_set1_epi32((1 << table.bits) - 1);
-  const __m128i bits = _mm_cvtsi32_si128(table.bits);
-  if constexpr (kStreams == 1) {
-    States x(streams->state);
-    const uint8_t *next = streams->next;
-    for (size_t s = 0; s < steps; s++) byte_step(table, slot_mask, bits, &x, &next, symbols[0] + kLanes * s);
-    x.write(streams->state);
-    streams->next = next;
-  } else {
-    States x0(streams[0].state), x1(streams[1].state);
-    const uint8_t *next0 = streams[0].next, *next1 = streams[1].next;
-    for (size_t s = 0; s < steps; s++) {
-      byte_step(table, slot_mask, bits, &x0, &next0, symbols[0] + kLanes * s);
-      byte_step(table, slot_mask, bits, &x1, &next1, symbols[1] + kLanes * s);
-    }
-    x0.write(streams[0].state), x1.write(streams[1].state);
-    streams[0].next = next0, streams[1].next = next1;
+void decode_byte_streams(const ByteTable *const *tables, DecodeStream *const *streams, size_t steps) {
+  States x0(streams[0]->state), x1(streams[kStreams - 1]->state);
+  const uint8_t *next0 = streams[0]->next, *next1 = streams[kStreams - 1]->next;
+  for (size_t at = 0; at < kLanes * steps; at += kLanes) {
+    fetch_ahead(*streams[0], next0, at, kLanes);
+    byte_step(*tables[0], &x0, &next0, streams[0]->symbols + at);
+    if (kStreams == 1) continue;
+    fetch_ahead(*streams[1], next1, at, kLanes);
+    byte_step(*tables[1], &x1, &next1, streams[1]->symbols + at);
   }
+  x0.write(streams[0]->state);
+  streams[0]->next = next0;
+  if (kStreams == 1) return;
+  x1.write(streams[1]->state);
+  streams[1]->next = next1;
 }
 
-void decode_byte(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
-                 size_t steps) {
+void decode_byte(const ByteTable *const *tables, DecodeStream *const *streams, int count, size_t steps) {
   int k = 0;
-  for (; k + 2 <= count; k += 2) decode_byte_streams<2>(table, streams + k, symbols + k, steps);
-  if (k < count) decode_byte_streams<1>(table, streams + k, symbols + k, steps);
+  for (; k + 2 <= count; k += 2) decode_byte_streams<2>(tables + k, streams + k, steps);
+  if (k < count) decode_byte_streams<1>(tables + k, streams + k, steps);
 }
 
 // --- encoders
@@ -301,13 +294,13 @@ inline __m256i put_ranks(__m256i x, __m256i f, __m256i start, uint8_t **next) {
   return _mm256_add_epi32(_mm256_slli_epi32(d.q, 16), _mm256_add_epi32(within, start));
 }
 
-void encode_rank(const RankTable &table, EncodeStream *stream, const uint8_t *ranks, size_t steps) {
+void encode_rank_stream(const RankTable &table, EncodeStream *stream, size_t steps) {
   const SplitBytes frequency(table.frequency), start(table.start);
   States states(stream->state);
   uint8_t *next = stream->next;
   for (size_t s = steps; s-- > 0;) {
     // Lanes 0–7, 16–23 | 8–15, 24–31, so that unpacking bytes to words yields 0–15 and 16–31.
-    const __m256i rank = _mm256_permute4x64_epi64(load(ranks + kLanes * s), 0xd8);
+    const __m256i rank = _mm256_permute4x64_epi64(load(stream->symbols + kLanes * s), 0xd8);
     const __m256i fl = _mm256_shuffle_epi8(frequency.low, rank),
                   fh = _mm256_shuffle_epi8(frequency.high, rank);
     const __m256i sl = _mm256_shuffle_epi8(start.low, rank), sh = _mm256_shuffle_epi8(start.high, rank);
@@ -334,7 +327,7 @@ inline __m256i put_bytes(__m256i x, __m256i f, __m256i start, __m128i bits, __m1
   return _mm256_add_epi32(_mm256_sll_epi32(d.q, bits), _mm256_add_epi32(d.remainder, start));
 }
 
-void encode_byte(const ByteTable &table, EncodeStream *stream, const uint8_t *symbols, size_t steps) {
+void encode_byte_stream(const ByteTable &table, EncodeStream *stream, size_t steps) {
   const __m128i bits = _mm_cvtsi32_si128(table.bits), rest = _mm_cvtsi32_si128(32 - table.bits);
   const __m256i half = _mm256_set1_epi32(0xffff);
   States states(stream->state);
@@ -342,13 +335,22 @@ void encode_byte(const ByteTable &table, EncodeStream *stream, const uint8_t *sy
   for (size_t s = steps; s-- > 0;) {
 #pragma GCC unroll 4
     for (int j = 3; j >= 0; j--) {
-      const __m256i fs = look_up(table.frequency_start, symbols + kLanes * s + 8 * j);
+      const __m256i fs = look_up(table.frequency_start, stream->symbols + kLanes * s + 8 * j);
       states.x[j] =
           put_bytes(states.x[j], _mm256_and_si256(fs, half), _mm256_srli_epi32(fs, 16), bits, rest, &next);
     }
   }
   states.write(stream->state);
   stream->next = next;
+}
+
+// One stream's four registers keep the dividers busy.
+void encode_rank(const RankTable *const *tables, EncodeStream *const *streams, int count, size_t steps) {
+  for (int k = 0; k < count; k++) encode_rank_stream(*tables[k], streams[k], steps);
+}
+
+void encode_byte(const ByteTable *const *tables, EncodeStream *const *streams, int count, size_t steps) {
+  for (int k = 0; k < count; k++) encode_byte_stream(*tables[k], streams[k], steps);
 }
 
 // --- ranks

@@ -49,44 +49,27 @@ struct Halves {
   }
 };
 
-// A rank table in registers. Ranks are 16-bit elements below 16.
-struct RankVectors {
-  __m512i bucket;  // byte b: rank of slot 1024 · b; at most one more rank begins inside a bucket (§4.2)
-  __m512i last;    // byte b: rank of slots 16 · b … of the last bucket, where more may begin
-  __m512i end;     // last slot of each rank
-  __m512i start;   // first slot of each rank
-  __m512i frequency;
-  __m512i symbol;  // bytes, once in every 128 bits
+// How a rank table is looked up. The loops have no registers for four tables, and need none: shuffles take
+// what they pick from straight from memory.
+struct RankLookups {
+  const RankTable &table;
 
-  explicit RankVectors(const RankTable &table) {
-    alignas(64) uint8_t of_bucket[64], of_last[64];
-    alignas(64) uint16_t ends[32];
-    for (int b = 0; b < 64; b++) of_bucket[b] = table.main[4 * b];
-    for (int b = 0; b < 48; b += 16) std::memset(of_last + b, table.main[252 + b / 16], 16);
-    std::memcpy(of_last + 48, table.fine, 16);
-    for (int rank = 0; rank < 32; rank++)
-      ends[rank] = rank + 1 < table.ranks ? static_cast<uint16_t>(table.start[rank + 1] - 1) : 0xffff;
-    bucket = _mm512_load_si512(of_bucket);
-    last = _mm512_load_si512(of_last);
-    end = _mm512_load_si512(ends);
-    start = broadcast_32(table.start);
-    frequency = broadcast_32(table.frequency);
-    symbol = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(table.symbol)));
-  }
+  static __m512i vector(const void *p) { return _mm512_load_si512(p); }
 
-  static __m512i broadcast_32(const void *p) {
-    return _mm512_broadcast_i64x4(_mm256_loadu_si256(static_cast<const __m256i *>(p)));
-  }
-
+  // Ranks, as 16-bit elements, of slots given as such.
   __m512i rank_of_slot(__m512i slot) const {
     const __m512i index = _mm512_srli_epi16(slot, 10);
     // The upper byte of every element of index is 0, so it looks up the rank of slot 0: 0, as it should be.
-    __m512i rank = _mm512_permutexvar_epi8(index, bucket);
+    __m512i rank = _mm512_permutexvar_epi8(index, vector(table.bucket));
     const __mmask64 in_last = _mm512_cmpeq_epi8_mask(index, _mm512_set1_epi8(63));
-    rank = _mm512_mask_permutexvar_epi8(rank, in_last, _mm512_srli_epi16(slot, 4), last);
-    const __mmask32 beyond = _mm512_cmpgt_epu16_mask(slot, _mm512_permutexvar_epi16(rank, end));
+    rank = _mm512_mask_permutexvar_epi8(rank, in_last, _mm512_srli_epi16(slot, 4), vector(table.last));
+    const __mmask32 beyond = _mm512_cmpgt_epu16_mask(slot, _mm512_permutexvar_epi16(rank, vector(table.end)));
     return _mm512_mask_add_epi16(rank, beyond, rank, _mm512_set1_epi16(1));
   }
+
+  __m512i frequency(__m512i rank) const { return _mm512_permutexvar_epi16(rank, vector(table.frequency)); }
+  __m512i start(__m512i rank) const { return _mm512_permutexvar_epi16(rank, vector(table.start)); }
+  __m512i symbol(__m512i rank) const { return _mm512_permutexvar_epi8(rank, vector(table.symbol)); }
 };
 
 // The 32 states of a stream cut into halves.
@@ -108,10 +91,10 @@ struct HalfStates {
   }
 
   // Decodes one symbol a lane (§4.1) and returns the ranks.
-  __m512i step(const RankVectors &table) {
+  __m512i step(const RankLookups &table) {
     const __m512i rank = table.rank_of_slot(low);
-    const __m512i frequency = _mm512_permutexvar_epi16(rank, table.frequency);
-    const __m512i rest = _mm512_sub_epi16(low, _mm512_permutexvar_epi16(rank, table.start));
+    const __m512i frequency = table.frequency(rank);
+    const __m512i rest = _mm512_sub_epi16(low, table.start(rank));
     const __m512i sum = _mm512_add_epi16(_mm512_mullo_epi16(frequency, high), rest);
     const __mmask32 carry = _mm512_cmplt_epu16_mask(sum, rest);
     const __m512i product = _mm512_mulhi_epu16(frequency, high);
@@ -126,41 +109,43 @@ struct HalfStates {
 
 // Two steps at a time, so that one shuffle turns 64 ranks into symbols and one store writes them.
 template <int kCount>
-void decode_rank_streams(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols,
-                         size_t steps) {
-  const RankVectors vectors(table);
+void decode_rank_streams(const RankTable *const *tables, DecodeStream *const *streams, size_t steps) {
   const Halves halves;
   const __m512i even = byte_indices<2, 0>(), odd = byte_indices<2, 1>();
   const __m512i even_odd = _mm512_mask_blend_epi8(~uint64_t{0} << 32, even, odd);
   HalfStates states[kCount];
-  for (int k = 0; k < kCount; k++) states[k].load(streams[k], halves);
+  for (int k = 0; k < kCount; k++) states[k].load(*streams[k], halves);
   size_t at = 0;
   for (; at + 64 <= 32 * steps; at += 64) {
     __m512i ranks[kCount];
 #pragma GCC unroll 4
-    for (int k = 0; k < kCount; k++) ranks[k] = states[k].step(vectors);
+    for (int k = 0; k < kCount; k++) {
+      fetch_ahead(*streams[k], states[k].next, at, 64);
+      ranks[k] = states[k].step({*tables[k]});
+    }
 #pragma GCC unroll 4
     for (int k = 0; k < kCount; k++) {
-      ranks[k] = _mm512_or_si512(ranks[k], _mm512_slli_epi16(states[k].step(vectors), 8));
+      const RankLookups table{*tables[k]};
+      ranks[k] = _mm512_or_si512(ranks[k], _mm512_slli_epi16(states[k].step(table), 8));
       const __m512i ordered = _mm512_permutexvar_epi8(even_odd, ranks[k]);
-      _mm512_storeu_si512(symbols[k] + at, _mm512_shuffle_epi8(vectors.symbol, ordered));
+      _mm512_storeu_si512(streams[k]->symbols + at, table.symbol(ordered));
     }
   }
   for (int k = 0; k < kCount; k++) {
     if (at < 32 * steps) {
-      const __m512i ordered = _mm512_permutexvar_epi8(even_odd, states[k].step(vectors));
-      const __m256i decoded = _mm512_castsi512_si256(_mm512_shuffle_epi8(vectors.symbol, ordered));
-      _mm256_storeu_si256(reinterpret_cast<__m256i *>(symbols[k] + at), decoded);
+      const RankLookups table{*tables[k]};
+      const __m512i ordered = _mm512_permutexvar_epi8(even_odd, states[k].step(table));
+      const __m256i decoded = _mm512_castsi512_si256(table.symbol(ordered));
+      _mm256_storeu_si256(reinterpret_cast<__m256i *>(streams[k]->symbols + at), decoded);
     }
-    states[k].store(&streams[k], halves);
+    states[k].store(streams[k], halves);
   }
 }
 
-void decode_rank(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
-                 size_t steps) {
-  if (count == 4) return decode_rank_streams<4>(table, streams, symbols, steps);
-  if (count == 2) return decode_rank_streams<2>(table, streams, symbols, steps);
-  decode_rank_streams<1>(table, streams, symbols, steps);
+void decode_rank(const RankTable *const *tables, DecodeStream *const *streams, int count, size_t steps) {
+  if (count == 4) return decode_rank_streams<4>(tables, streams, steps);
+  if (count == 2) return decode_rank_streams<2>(tables, streams, steps);
+  decode_rank_streams<1>(tables, streams, steps);
 }
 
 // A byte table: one gather a symbol.
@@ -219,24 +204,24 @@ struct WholeStates {
 };
 
 template <int kCount>
-void decode_byte_streams(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols,
-                         size_t steps) {
-  const ByteVectors vectors(table);
+void decode_byte_streams(const ByteTable *const *tables, DecodeStream *const *streams, size_t steps) {
+  const ByteVectors first(*tables[0]), last(*tables[kCount - 1]);
   WholeStates states[kCount];
-  for (int k = 0; k < kCount; k++) states[k].load(streams[k]);
-  for (size_t s = 0; s < steps; s++)
+  for (int k = 0; k < kCount; k++) states[k].load(*streams[k]);
+  for (size_t at = 0; at < kLanes * steps; at += kLanes)
 #pragma GCC unroll 2
-    for (int k = 0; k < kCount; k++)
-      _mm256_storeu_si256(reinterpret_cast<__m256i *>(symbols[k] + kLanes * s), states[k].step(vectors));
-  for (int k = 0; k < kCount; k++) states[k].store(&streams[k]);
+    for (int k = 0; k < kCount; k++) {
+      fetch_ahead(*streams[k], states[k].next, at, kLanes);
+      const __m256i symbols = states[k].step(k ? last : first);
+      _mm256_storeu_si256(reinterpret_cast<__m256i *>(streams[k]->symbols + at), symbols);
+    }
+  for (int k = 0; k < kCount; k++) states[k].store(streams[k]);
 }
 
 // Gathers bind this loop: two streams side by side hide its latency, and four gain nothing.
-void decode_byte(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
-                 size_t steps) {
-  for (; count >= 2; count -= 2, streams += 2, symbols += 2)
-    decode_byte_streams<2>(table, streams, symbols, steps);
-  if (count == 1) decode_byte_streams<1>(table, streams, symbols, steps);
+void decode_byte(const ByteTable *const *tables, DecodeStream *const *streams, int count, size_t steps) {
+  for (; count >= 2; count -= 2, streams += 2, tables += 2) decode_byte_streams<2>(tables, streams, steps);
+  if (count == 1) decode_byte_streams<1>(tables, streams, steps);
 }
 
 // A float slightly below 1 / frequency, for the division x div f of a renormalised state, whose quotient
@@ -311,31 +296,62 @@ inline __m512i load_words(const uint16_t *p) {
   return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
 }
 
-void encode_rank(const RankTable &table, EncodeStream *stream, const uint8_t *ranks, size_t steps) {
-  const __m512i frequency = load_words(table.frequency), start = load_words(table.start);
-  const __m512 reciprocal = reciprocals(frequency);
-  const auto codes = [&](const uint8_t *p) {
-    const __m512i rank = load_bytes(p);
-    return Codes{_mm512_permutexvar_epi32(rank, frequency), _mm512_permutexvar_epi32(rank, start),
-                 _mm512_permutexvar_ps(rank, reciprocal)};
-  };
-  EncodeStates states(*stream, 16);
-  for (size_t at = kLanes * steps; at > 0; at -= kLanes)
-    states.step(codes(ranks + at - 32), codes(ranks + at - 16));
-  states.store(stream);
+// What a rank is coded with. Ranks beyond the table have no frequency, and are never looked up.
+struct RankCodes {
+  __m512i frequency, start;
+  __m512 reciprocal;
+
+  explicit RankCodes(const RankTable &table)
+      : frequency(load_words(table.frequency)),
+        start(load_words(table.start)),
+        reciprocal(reciprocals(frequency)) {}
+
+  Codes operator()(const uint8_t *ranks) const {
+    const __m512i rank = load_bytes(ranks);
+    return {_mm512_permutexvar_epi32(rank, frequency), _mm512_permutexvar_epi32(rank, start),
+            _mm512_permutexvar_ps(rank, reciprocal)};
+  }
+};
+
+// Dividing costs less than gathering reciprocals, and nothing waits for it.
+struct ByteCodes {
+  const ByteTable &table;
+
+  explicit ByteCodes(const ByteTable &from) : table(from) {}
+
+  Codes operator()(const uint8_t *symbols) const {
+    const __m512i both = _mm512_i32gather_epi32(load_bytes(symbols), table.frequency_start, 4);
+    const __m512i frequency = _mm512_and_si512(both, _mm512_set1_epi32(0xffff));
+    return {frequency, _mm512_srli_epi32(both, 16), reciprocals(frequency)};
+  }
+};
+
+inline int bits_of(const RankTable &) { return 16; }
+inline int bits_of(const ByteTable &table) { return table.bits; }
+
+// A stream waits for itself some 30 cycles a step; two share them.
+template <typename StreamCodes, typename Table>
+void encode_streams(const Table *const *tables, EncodeStream *const *streams, int count, size_t steps) {
+  const StreamCodes codes0(*tables[0]), codes1(*tables[count - 1]);
+  EncodeStates states0(*streams[0], bits_of(*tables[0]));
+  EncodeStates states1(*streams[count - 1], bits_of(*tables[count - 1]));
+  const uint8_t *const symbols0 = streams[0]->symbols, *const symbols1 = streams[count - 1]->symbols;
+  for (size_t at = kLanes * steps; count == 1 && at > 0; at -= kLanes)
+    states0.step(codes0(symbols0 + at - 32), codes0(symbols0 + at - 16));
+  for (size_t at = kLanes * steps; count == 2 && at > 0; at -= kLanes) {
+    states0.step(codes0(symbols0 + at - 32), codes0(symbols0 + at - 16));
+    states1.step(codes1(symbols1 + at - 32), codes1(symbols1 + at - 16));
+  }
+  states0.store(streams[0]);
+  if (count == 2) states1.store(streams[1]);
 }
 
-void encode_byte(const ByteTable &table, EncodeStream *stream, const uint8_t *symbols, size_t steps) {
-  // Dividing costs less than gathering reciprocals, and nothing waits for it.
-  const auto codes = [&](const uint8_t *p) {
-    const __m512i both = _mm512_i32gather_epi32(load_bytes(p), table.frequency_start, 4);
-    const __m512i frequency = _mm512_and_si512(both, _mm512_set1_epi32(0xffff));
-    return Codes{frequency, _mm512_srli_epi32(both, 16), reciprocals(frequency)};
-  };
-  EncodeStates states(*stream, table.bits);
-  for (size_t at = kLanes * steps; at > 0; at -= kLanes)
-    states.step(codes(symbols + at - 32), codes(symbols + at - 16));
-  states.store(stream);
+void encode_rank(const RankTable *const *tables, EncodeStream *const *streams, int count, size_t steps) {
+  encode_streams<RankCodes>(tables, streams, count, steps);
+}
+
+void encode_byte(const ByteTable *const *tables, EncodeStream *const *streams, int count, size_t steps) {
+  encode_streams<ByteCodes>(tables, streams, count, steps);
 }
 
 bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, size_t n) {

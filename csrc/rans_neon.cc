@@ -128,27 +128,28 @@ struct HalfStates {
 };
 
 template <int kCount>
-void decode_rank_streams(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols,
-                         size_t steps) {
+void decode_rank_streams(const RankTable &table, DecodeStream *const *streams, size_t steps) {
   const RankVectors vectors(table);
   HalfStates states[kCount];
-  for (int k = 0; k < kCount; k++) states[k].load(streams[k]);
+  for (int k = 0; k < kCount; k++) states[k].load(*streams[k]);
   for (size_t s = 0; s < steps; s++)
-    for (int k = 0; k < kCount; k++) states[k].step(vectors, symbols[k] + kLanes * s);
-  for (int k = 0; k < kCount; k++) states[k].store(&streams[k]);
+    for (int k = 0; k < kCount; k++) {
+      fetch_ahead(*streams[k], states[k].next, kLanes * s, kLanes);
+      states[k].step(vectors, streams[k]->symbols + kLanes * s);
+    }
+  for (int k = 0; k < kCount; k++) states[k].store(streams[k]);
 }
 
-// Two streams' states take half of the 32 registers; more would not fit beside the table.
-void decode_rank(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
-                 size_t steps) {
-  for (; count >= 2; count -= 2, streams += 2, symbols += 2)
-    decode_rank_streams<2>(table, streams, symbols, steps);
-  if (count == 1) decode_rank_streams<1>(table, streams, symbols, steps);
+// Two streams' states take half of the 32 registers; a second table, or more streams, would not fit beside
+// them.
+void decode_rank(const RankTable *const *tables, DecodeStream *const *streams, int count, size_t steps) {
+  for (; count >= 2 && tables[0] == tables[1]; count -= 2, streams += 2, tables += 2)
+    decode_rank_streams<2>(*tables[0], streams, steps);
+  for (; count > 0; count--, streams++, tables++) decode_rank_streams<1>(*tables[0], streams, steps);
 }
 
-void decode_byte(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
-                 size_t steps) {
-  kScalarKernels.decode_byte(table, streams, symbols, count, steps);
+void decode_byte(const ByteTable *const *tables, DecodeStream *const *streams, int count, size_t steps) {
+  kScalarKernels.decode_byte(tables, streams, count, steps);
 }
 
 // A rank table for encoding: 32-bit entries, one a rank.
@@ -256,15 +257,18 @@ struct EncodeStates {
   }
 };
 
-void encode_rank(const RankTable &table, EncodeStream *stream, const uint8_t *ranks, size_t steps) {
-  const CodeVectors vectors(table);
-  EncodeStates states(*stream);
-  for (size_t at = kLanes * steps; at > 0; at -= kLanes) states.step(vectors, ranks + at - kLanes);
-  states.store(stream);
+void encode_rank(const RankTable *const *tables, EncodeStream *const *streams, int count, size_t steps) {
+  for (int k = 0; k < count; k++) {
+    const CodeVectors vectors(*tables[k]);
+    EncodeStates states(*streams[k]);
+    for (size_t at = kLanes * steps; at > 0; at -= kLanes)
+      states.step(vectors, streams[k]->symbols + at - kLanes);
+    states.store(streams[k]);
+  }
 }
 
-void encode_byte(const ByteTable &table, EncodeStream *stream, const uint8_t *symbols, size_t steps) {
-  kScalarKernels.encode_byte(table, stream, symbols, steps);
+void encode_byte(const ByteTable *const *tables, EncodeStream *const *streams, int count, size_t steps) {
+  kScalarKernels.encode_byte(tables, streams, count, steps);
 }
 
 bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, size_t n) {

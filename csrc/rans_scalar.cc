@@ -5,30 +5,32 @@
 namespace nz {
 namespace {
 
-void decode_rank(const RankTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
-                 size_t steps) {
+void decode_rank(const RankTable *const *tables, DecodeStream *const *streams, int count, size_t steps) {
   for (int k = 0; k < count; k++)
     for (size_t s = 0; s < steps; s++)
       for (int lane = 0; lane < kLanes; lane++)
-        symbols[k][s * kLanes + lane] = get_rank(table, &streams[k], lane);
+        streams[k]->symbols[s * kLanes + lane] = get_rank(*tables[k], streams[k], lane);
 }
 
-void decode_byte(const ByteTable &table, DecodeStream *streams, uint8_t *const *symbols, int count,
-                 size_t steps) {
+void decode_byte(const ByteTable *const *tables, DecodeStream *const *streams, int count, size_t steps) {
   for (int k = 0; k < count; k++)
     for (size_t s = 0; s < steps; s++)
       for (int lane = 0; lane < kLanes; lane++)
-        symbols[k][s * kLanes + lane] = get_byte(table, &streams[k], lane);
+        streams[k]->symbols[s * kLanes + lane] = get_byte(*tables[k], streams[k], lane);
 }
 
-void encode_rank(const RankTable &table, EncodeStream *stream, const uint8_t *ranks, size_t steps) {
-  for (size_t s = steps; s-- > 0;)
-    for (int lane = kLanes; lane-- > 0;) put_rank(table, stream, lane, ranks[s * kLanes + lane]);
+void encode_rank(const RankTable *const *tables, EncodeStream *const *streams, int count, size_t steps) {
+  for (int k = 0; k < count; k++)
+    for (size_t s = steps; s-- > 0;)
+      for (int lane = kLanes; lane-- > 0;)
+        put_rank(*tables[k], streams[k], lane, streams[k]->symbols[s * kLanes + lane]);
 }
 
-void encode_byte(const ByteTable &table, EncodeStream *stream, const uint8_t *symbols, size_t steps) {
-  for (size_t s = steps; s-- > 0;)
-    for (int lane = kLanes; lane-- > 0;) put_byte(table, stream, lane, symbols[s * kLanes + lane]);
+void encode_byte(const ByteTable *const *tables, EncodeStream *const *streams, int count, size_t steps) {
+  for (int k = 0; k < count; k++)
+    for (size_t s = steps; s-- > 0;)
+      for (int lane = kLanes; lane-- > 0;)
+        put_byte(*tables[k], streams[k], lane, streams[k]->symbols[s * kLanes + lane]);
 }
 
 bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, size_t n) {

@@ -151,6 +151,19 @@ size_t plan_rank_table(const Histogram &histogram, uint8_t *bytes, uint64_t *cos
   return kRankTableBytes;
 }
 
+namespace {
+
+// The forms that vectors look a slot's rank up in.
+void fill_vectors(RankTable *table) {
+  for (int r = 0; r < 2 * kMaxRanks; r++)
+    table->end[r] = r + 1 < table->ranks ? static_cast<uint16_t>(table->start[r + 1] - 1) : 0xffff;
+  for (int b = 0; b < 64; b++) table->bucket[b] = table->main[4 * b];
+  for (int i = 0; i < 48; i++) table->last[i] = table->main[252 + i / 16];
+  std::memcpy(table->last + 48, table->fine, 16);
+}
+
+}  // namespace
+
 bool read_rank_table(const uint8_t *bytes, RankTable *table) {
   const int ranks = bytes[0], main = bytes[1];
   if (ranks < 2 || ranks > kMaxRanks || main < 1 || main >= ranks || bytes[2] || bytes[3]) return false;
@@ -184,6 +197,7 @@ bool read_rank_table(const uint8_t *bytes, RankTable *table) {
     start += frequency;
   }
   table->main[255] = static_cast<uint8_t>(main);
+  fill_vectors(table);
   return start == 65536;
 }
 

@@ -22,12 +22,17 @@ using Histogram = uint32_t[256];
 struct RankTable {
   int ranks;
   int main_ranks;
-  uint8_t symbol[kMaxRanks];
-  uint16_t frequency[kMaxRanks];  // 0 beyond `ranks`
-  uint16_t start[kMaxRanks];      // 65535 beyond `ranks`
-  uint8_t main[256];              // entry 255 is the first fine rank
+  uint8_t main[256];  // entry 255 is the first fine rank
   uint8_t fine[16];
   uint8_t rank_of[256];  // kMissing where a symbol has no rank
+  // By rank; each fills the 64 bytes that a vector may be loaded from.
+  alignas(64) uint8_t symbol[4 * kMaxRanks];
+  alignas(64) uint16_t frequency[2 * kMaxRanks];  // 0 beyond `ranks`
+  alignas(64) uint16_t start[2 * kMaxRanks];      // 65535 beyond `ranks`
+  alignas(64) uint16_t end[2 * kMaxRanks];        // last slot; 65535 beyond `ranks`
+  alignas(
+      64) uint8_t bucket[64];  // rank of slot 1024 · b; at most one more begins inside a bucket but the last
+  alignas(64) uint8_t last[64];  // rank of slot 64512 + 16 · i, in the last bucket
 };
 
 // Spec §4.3. slots[slot] = symbol << 24 | frequency << 12 | slot − start: one lookup a symbol.

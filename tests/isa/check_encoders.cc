@@ -14,8 +14,8 @@ using nz::Kernels;
 using nz::kLanes;
 using nz::kScalarKernels;
 
-// Encodes with both, onto words that are already there. `room` below what the scalar loop places is all that
-// may be written.
+// Encodes with both, onto words that are already there, alone and beside another stream. `room` below what
+// the scalar loop places is all that may be written.
 template <typename Table, typename Encode>
 void check_encode(const char *what, Encode tested, Encode scalar, const Table &table,
                   const nz::EncodeStream &from, const uint8_t *symbols, size_t steps, uint64_t number) {
@@ -23,17 +23,57 @@ void check_encode(const char *what, Encode tested, Encode scalar, const Table &t
   Guarded input(kLanes * steps);
   if (input.size) std::memcpy(input.data, symbols, input.size);
   std::vector<uint8_t> plenty(nz::kStepWords * (steps + 1) + kLater, 0x5a);
+  const Table *const tables[] = {&table, &table};
   nz::EncodeStream b = from;
+  b.symbols = input.data;
   b.next = plenty.data() + plenty.size() - kLater;
-  scalar(table, &b, input.data, steps);
+  nz::EncodeStream *const of_scalar = &b;
+  scalar(tables, &of_scalar, 1, steps);
   const size_t placed = plenty.size() - kLater - static_cast<size_t>(b.next - plenty.data());
-  Guarded words(kRoom + placed + kLater, Guarded::kBegin, 0x5a);
-  nz::EncodeStream a = from;
-  a.next = words.end() - kLater;
-  tested(table, &a, input.data, steps);
-  check(a.next == words.data + kRoom && equal(a.next, b.next, placed + kLater) &&
-            equal(a.state, b.state, sizeof a.state),
-        what, number, steps);
+  for (int count = 1; count <= nz::kEncodeInterleave; count++) {
+    Guarded words0(kRoom + placed + kLater, Guarded::kBegin, 0x5a);
+    Guarded words1(kRoom + placed + kLater, Guarded::kBegin, 0x5a);
+    Guarded *const words[] = {&words0, &words1};
+    nz::EncodeStream a[] = {from, from};
+    nz::EncodeStream *const streams[] = {&a[0], &a[1]};
+    for (int k = 0; k < count; k++) a[k].symbols = input.data, a[k].next = words[k]->end() - kLater;
+    tested(tables, streams, count, steps);
+    for (int k = 0; k < count; k++)
+      check(a[k].next == words[k]->data + kRoom && equal(a[k].next, b.next, placed + kLater) &&
+                equal(a[k].state, b.state, sizeof b.state),
+            what, number, steps);
+  }
+}
+
+// Two streams with tables and symbols of their own.
+template <typename Table, typename Encode>
+void check_pair(const char *what, Encode tested, const Table *const *tables,
+                const std::vector<uint8_t> *alphabets, Random &random) {
+  constexpr size_t kSteps = 40;
+  std::vector<uint8_t> symbols[2], words[2][2];
+  nz::EncodeStream alone[2], beside[2];
+  for (int k = 0; k < 2; k++) {
+    for (size_t i = 0; i < kLanes * kSteps; i++)
+      symbols[k].push_back(alphabets[k][below(random, alphabets[k].size())]);
+    for (uint32_t &x : alone[k].state) x = state_of(random, kValid);
+    alone[k].symbols = symbols[k].data();
+    beside[k] = alone[k];
+    for (int pair = 0; pair < 2; pair++) words[pair][k].assign(nz::kStepWords * (kSteps + 2), 0);
+    alone[k].next = words[0][k].data() + words[0][k].size();
+    beside[k].next = words[1][k].data() + words[1][k].size();
+    nz::EncodeStream *const one = &alone[k];
+    tested(tables + k, &one, 1, kSteps);
+  }
+  nz::EncodeStream *const both[] = {&beside[0], &beside[1]};
+  tested(tables, both, 2, kSteps);
+  for (int k = 0; k < 2; k++) {
+    const size_t placed = static_cast<size_t>(words[0][k].data() + words[0][k].size() - alone[k].next);
+    const size_t beside_placed =
+        static_cast<size_t>(words[1][k].data() + words[1][k].size() - beside[k].next);
+    check(placed == beside_placed && equal(alone[k].next, beside[k].next, placed) &&
+              equal(alone[k].state, beside[k].state, sizeof alone[k].state),
+          what, static_cast<uint64_t>(k), kSteps);
+  }
 }
 
 // States where dividing by an approximate reciprocal would go wrong first: around multiples of the frequency,
@@ -108,11 +148,15 @@ void check_inverse(const Kernels &encoder, const Kernels &decoder, const nz::Ran
     std::memcpy(before, e.state, sizeof before);
     e.next = words.data() + words.size() - 2 * nz::kStepWords;
     const uint8_t *const end = e.next;
-    encode(table, &e, symbols, 64);
+    e.symbols = symbols;
+    const auto *const tables = &table;
+    nz::EncodeStream *const encoded = &e;
+    encode(&tables, &encoded, 1, 64);
     std::memcpy(d.state, e.state, sizeof d.state);
     d.next = e.next;
-    uint8_t *out = decoded;
-    decode(table, &d, &out, 1, 64);
+    d.symbols = decoded;
+    nz::DecodeStream *const stream = &d;
+    decode(&tables, &stream, 1, 64);
     check(equal(decoded, plane, kN) && equal(d.state, before, sizeof before) && d.next == end, what);
   };
   for (size_t i = 0; i < kN; i++) {
@@ -154,6 +198,16 @@ void check_encoders(const Kernels &tested, Random &random) {
   for (size_t t = 0; t < bytes.size(); t++)
     check_encoder("encode_byte", tested.encode_byte, kScalarKernels.encode_byte, bytes[t], bytes[t].bits,
                   symbols_of(bytes[t]), random, 20, t);
+  for (size_t t = 0; t + 1 < ranks.size(); t++) {
+    const nz::RankTable *const tables[] = {&ranks[t], &ranks[t + 1]};
+    const std::vector<uint8_t> alphabets[] = {ranks_of(ranks[t]), ranks_of(ranks[t + 1])};
+    check_pair("encode_rank of two", tested.encode_rank, tables, alphabets, random);
+  }
+  for (size_t t = 0; t + 1 < bytes.size(); t++) {
+    const nz::ByteTable *const tables[] = {&bytes[t], &bytes[t + 1]};
+    const std::vector<uint8_t> alphabets[] = {symbols_of(bytes[t]), symbols_of(bytes[t + 1])};
+    check_pair("encode_byte of two", tested.encode_byte, tables, alphabets, random);
+  }
   // Every frequency there is.
   for (int w = 1; w < 255; w++) {
     const nz::RankTable table = rank_table(random, {w, 255 - w}, {1 + w % 15, 15 - w % 15});
