@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from neuzip import _native
-from neuzip.archive import Archive, Bytes, Segment
+from neuzip.archive import Archive, Bytes, Segment, is_archive
 from neuzip.codec import Options
-from neuzip.kinds.part import check_range
+from neuzip.errors import NeuzipError
+from neuzip.files import MappedFile
+from neuzip.kinds.part import Source, ViewSource, check_range
 
 
 class ArchiveSource:
@@ -70,3 +75,21 @@ class ArchiveSource:
         if start == stop:
             return ()
         return self._archive.segments[self._number(start) : self._number(stop - 1) + 1]
+
+
+@contextmanager
+def open_source(path: Path, options: Options) -> Iterator[Source]:
+    """The original bytes of an archive, or the bytes of any other file.
+
+    Raises StorageError, InvalidArgument for a directory, and of a damaged archive what Archive.open raises.
+    Errors of the block that name no file are given this one.
+    """
+    try:
+        with MappedFile(path) as file:
+            if is_archive(file):
+                yield ArchiveSource(Archive.parse(file.view, path), options)
+            else:
+                yield ViewSource(file.view)
+    except NeuzipError as error:
+        error.at(file=path)
+        raise

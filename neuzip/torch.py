@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from neuzip import frame as frames
-from neuzip import reader, writer
+from neuzip import reader, torch_checkpoint, writer
 from neuzip.codec import Options
 from neuzip.errors import InvalidArgument
 from neuzip.layouts import DTYPES, DType
@@ -51,11 +51,18 @@ def load_file(
     *,
     backend: str = "mmap",
     threads: int | None = None,
-) -> dict[str, torch.Tensor]:
-    """Read all tensors of a safetensors file, compressed or plain, in the order of their data.
+) -> dict[str, Any]:
+    """Read all tensors of a safetensors file, or the object of a file of torch.save, each compressed or plain.
 
-    Arguments, memory and errors are those of safe_open.
+    The tensors of a safetensors file come by name, in the order of their data. What torch.save wrote is read
+    without unpickling: dicts, lists and tuples, nested at will, of tensors, parameters, numbers and text; views
+    share their storage. UnsupportedFormat for anything else in it. Other arguments, memory and errors are those
+    of safe_open.
     """
+    if torch_checkpoint.is_torch_file(filename):
+        options = Options(threads=threads)
+        loaded: dict[str, Any] = torch_checkpoint.load_file(filename, check_device(device), options)
+        return loaded
     with reader.safe_open(filename, "pt", device, backend=backend, threads=threads) as file:
         return file.get_tensors()
 

@@ -55,6 +55,11 @@ class Call:
     items: Mapping = field(default_factory=Mapping)
     elements: list[Any] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """Of the function; empty if that is no global."""
+        return str(self.function) if isinstance(self.function, Global) else ""
+
 
 class Machine:
     """Reads one pickle from `data`, which begins at `start`."""

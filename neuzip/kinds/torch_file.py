@@ -14,7 +14,7 @@ from typing import Any
 from neuzip.errors import CorruptFrame, TruncatedInput, UnsupportedFormat
 from neuzip.kinds.part import Part, Source, plain_part
 from neuzip.kinds.pickles import Call, Global, Machine, Mapping, Persistent
-from neuzip.kinds.zip_directory import STORED, Member, read_members
+from neuzip.kinds.zip_directory import MAGIC, STORED, Member, read_members
 from neuzip.layouts import DTYPES, DType
 
 PICKLE_MAGIC = b"\x80"
@@ -106,12 +106,15 @@ class TorchFile:
 
 
 def read_torch(source: Source) -> TorchFile | None:
-    """Reads a file of torch.save, or None if it is a zip or pickle file of another kind.
+    """Reads a file of torch.save, or None if it is a file of another kind.
 
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
     """
-    if bytes(source.read(0, min(1, source.size))) == PICKLE_MAGIC:
+    head = bytes(source.read(0, min(len(MAGIC), source.size)))
+    if head.startswith(PICKLE_MAGIC):
         return _read_legacy(source)
+    if head != MAGIC:
+        return None
     members = read_members(source)
     root = next((name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None)
     return None if root is None else _read_zip(source, members, root)
@@ -223,14 +226,14 @@ def as_storage(value: Any) -> Storage | None:
 def as_tensor(call: Call) -> Tensor | None:
     """The tensor that a call rebuilds; None if it makes another thing."""
     arguments = call.arguments
-    if str(call.function) not in _REBUILD or not isinstance(arguments, tuple) or len(arguments) < 4:
+    if call.name not in _REBUILD or not isinstance(arguments, tuple) or len(arguments) < 4:
         return None
     storage = as_storage(arguments[0])
     offset, shape, strides = arguments[1:4]
     if storage is None or not _is_count(offset) or not _are_counts(shape) or not _are_counts(strides):
         return None
     dtype, extras = storage.dtype, arguments[5:]
-    if str(call.function).endswith("_v3"):
+    if call.name.endswith("_v3"):
         named = arguments[6] if len(arguments) > 6 else None
         if not isinstance(named, Global) or named.module != "torch" or named.name not in _TORCH_DTYPES:
             return None
