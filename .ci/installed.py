@@ -45,7 +45,8 @@ def main() -> None:
     for arguments in (
         ["compress", original],
         ["verify", compressed],
-        ["inspect", compressed],
+        ["inspect", compressed, "--html", "report.html"],
+        ["diff", original, compressed],
         ["decompress", compressed, "-o", restored],
         ["doctor"],
     ):
