@@ -35,6 +35,11 @@ def main() -> None:
     package = Path(neuzip.__file__).parent
     if not package.is_relative_to(sys.prefix):
         raise SystemExit(f"neuzip was imported from {package}, not from the environment")
+    for part in ("csrc/cuda/decode.cu", "csrc/cuda/device.h", "formats/vectors/good/bf16_rank.nzf"):
+        if not (package / part).is_file():
+            raise SystemExit(f"{part} is not in the wheel")
+    if (package / "csrc/cuda/emulator").exists():
+        raise SystemExit("the emulator is in the wheel")
     if importlib.util.find_spec("torch") is not None:
         raise SystemExit("this environment was to have no PyTorch")
 

@@ -1,19 +1,21 @@
-"""What `neuzip doctor` finds out. It starts no GPU; what is absent or broken is an answer, not a failure."""
+"""What `neuzip doctor` finds out. What is absent or broken is an answer, not a failure."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
-TORCH_SECONDS = 60  # importing PyTorch from a cold network disk is slow; a hang is not an answer either
+SECONDS = 60  # importing PyTorch from a cold network disk is slow; a hang is not an answer either
+TEST_SECONDS = 600  # the self-tests of all devices, each of which has a limit of its own
 X86 = ("x86_64", "AMD64", "amd64")
 ARM = ("aarch64", "arm64", "ARM64")
 # Flags of /proc/cpuinfo that csrc/dispatch.cc asks for.
@@ -47,9 +49,11 @@ class Diagnosis:
     packages: list[Finding] = field(default_factory=list)
 
 
-def diagnose() -> Diagnosis:
+def diagnose(test_gpu: bool = False) -> Diagnosis:
+    """All findings. test_gpu: run the self-test of each CUDA device, whatever was found before."""
     library, instruction_sets = examine_library()
     torch = examine_torch()
+    devices = examine_cuda(test_gpu)
     return Diagnosis(
         version=own_version(),
         python=platform.python_version(),
@@ -57,8 +61,8 @@ def diagnose() -> Diagnosis:
         threads=examine_threads(),
         library=library,
         instruction_sets=instruction_sets,
-        backends=list(examine_backends(library.used)),
-        packages=[torch, *examine_packages()],
+        backends=[examine_cpu(library.used), *devices],
+        packages=[torch, *examine_packages(any(device.used for device in devices))],
     )
 
 
@@ -117,41 +121,65 @@ def processor_flags() -> set[str]:
     return set(found[1].split()) if found else set()
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a child process has printed, or how it has failed."""
+
+    output: str
+    failure: str | None = None
+
+
+def ask_python(arguments: Sequence[str], seconds: int = SECONDS) -> Answer:
+    """Runs Python in a process of its own: a broken installation may crash or hang."""
+    # -P: a torch.py in the working directory is not PyTorch.
+    command = [sys.executable, "-P", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return Answer("", f"took more than {seconds} s")
+    except OSError as error:
+        return Answer("", f"could not be tried: {error.strerror}")
+    if done.returncode != 0:
+        code = done.returncode
+        ending = f"exit code {code}" if code > 0 else f"signal {-code}"
+        return Answer("", f"fails: {(done.stderr.strip().splitlines() or [ending])[-1]}")
+    return Answer(done.stdout)
+
+
 def examine_torch() -> Finding:
-    """Imports PyTorch in a process of its own: a broken installation may crash or hang."""
     if find_spec("torch") is None:
         return Finding("torch", False, "not installed; only neuzip.torch needs it")
-    # -P: a torch.py in the working directory is not PyTorch.
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        "import torch; print(torch.__version__, torch.version.cuda or 'none')",
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return Finding("torch", False, f"installed, but importing it took more than {TORCH_SECONDS} s")
-    except OSError as error:
-        return Finding("torch", False, f"installed, but not tried: {error.strerror}")
-    words = done.stdout.split()
-    if done.returncode != 0 or len(words) != 2:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return Finding("torch", False, f"installed, but importing it fails: {lines[-1]}")
+    answer = ask_python(["-c", "import torch; print(torch.__version__, torch.version.cuda or 'none')"])
+    if answer.failure is not None:
+        return Finding("torch", False, f"installed, but importing it {answer.failure}")
+    words = answer.output.split()
+    if len(words) != 2:
+        return Finding("torch", False, f"installed, but its version is {answer.output!r}")
     cuda = "built without CUDA" if words[1] == "none" else f"built for CUDA {words[1]}"
     return Finding("torch", True, f"{words[0]}, {cuda}")
 
 
-def examine_packages() -> Iterator[Finding]:
-    """CUDA's parts. None is used by this version: there is no CUDA backend to use them."""
-    yield Finding("CUDA driver", False, describe_driver())
+def examine_cuda(test: bool) -> list[Finding]:
+    """The CUDA devices. test: run each one's self-test, whatever was found before."""
+    if test:
+        answer = ask_python(["-m", "neuzip.cuda.probe", "--test"], TEST_SECONDS)
+    else:
+        answer = ask_python(["-m", "neuzip.cuda.probe"])
+    if answer.failure is not None:
+        return [Finding("cuda", False, f"asking about it {answer.failure}")]
+    return [Finding(**device) for device in json.loads(answer.output.splitlines()[-1])]
+
+
+def examine_packages(cuda: bool) -> Iterator[Finding]:
+    """CUDA's parts. cuda: whether a device uses them."""
+    yield Finding("CUDA driver", cuda, describe_driver())
     installed = {(found.name or "").lower(): found.version for found in distributions()}
     for subject, pattern in GPU_PACKAGES.items():
         found = sorted(
             f"{package} {installed[package]}" for package in installed if re.fullmatch(pattern, package)
         )
         detail = ", ".join(found) if found else "not installed"
-        yield Finding(subject, False, detail)
+        yield Finding(subject, cuda and bool(found), detail)
 
 
 def describe_driver() -> str:
@@ -168,8 +196,7 @@ def describe_driver() -> str:
     return f"NVIDIA driver {number[0] if number else 'of unknown version'}, devices: {devices}"
 
 
-def examine_backends(library: bool) -> Iterator[Finding]:
-    yield Finding(
+def examine_cpu(library: bool) -> Finding:
+    return Finding(
         "cpu", library, "compresses and decompresses" if library else "the library cannot be loaded"
     )
-    yield Finding("cuda", False, "this version decodes on the CPU, then copies")

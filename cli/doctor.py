@@ -13,22 +13,26 @@ if TYPE_CHECKING:
     from neuzip.cli.diagnosis import Diagnosis, Finding
 
 
-@click.command(epilog=options.show_examples("neuzip doctor", "neuzip doctor --json > report.json"))
+@click.command(
+    epilog=options.show_examples("neuzip doctor", "neuzip doctor --gpu", "neuzip doctor --json > report.json")
+)
+@click.option("--gpu", is_flag=True, help="Run the self-test of each CUDA device, whatever it said before.")
 @options.as_json
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
+def doctor(ctx: click.Context, gpu: bool, as_json: bool) -> None:
     """Show what this installation uses, and why it uses nothing else.
 
-    Exits with 1 if the codec library cannot be loaded.
+    Exits with 1 if the codec library cannot be loaded, and, with --gpu, if no CUDA device passes its self-test.
     """
     from neuzip.cli.diagnosis import diagnose
 
-    found = diagnose()
+    found = diagnose(gpu)
     if as_json:
         text.document(asdict(found))
     else:
         show(found)
-    if not found.library.used:
+    cuda = any(backend.used for backend in found.backends if backend.name != "cpu")
+    if not found.library.used or (gpu and not cuda):
         ctx.exit(1)
 
 

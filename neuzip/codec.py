@@ -104,6 +104,11 @@ class Plan:
         return size + -(-size // self.chunk_size) * overhead
 
 
+def is_coded(size: int, layout: Layout) -> bool:
+    """Whether a tensor of ``size`` bytes is cut into planes."""
+    return layout.planes and size >= _SMALL
+
+
 def make_plan(data: Bytes, layout: Layout, options: Options) -> Plan:
     """Looks at a tensor's bytes and decides how to code them."""
     if data.size < _SMALL:

@@ -207,11 +207,16 @@ def _check_header(header: Header) -> None:
             raise CorruptFrame("a chunk has an impossible length", chunk=int(wrong.argmax()))
 
 
+def check_length(header: Header, size: int) -> None:
+    """Raises TruncatedInput or CorruptFrame unless a frame has ``size`` bytes."""
+    if size < header.frame_size:
+        raise TruncatedInput(f"the frame has {header.frame_size} bytes, here are {size}")
+    if size > header.frame_size:
+        raise CorruptFrame(f"{size - header.frame_size} bytes follow the frame")
+
+
 def _check_whole(header: Header, view: Bytes) -> None:
-    if view.size < header.frame_size:
-        raise TruncatedInput(f"the frame has {header.frame_size} bytes, here are {view.size}")
-    if view.size > header.frame_size:
-        raise CorruptFrame(f"{view.size - header.frame_size} bytes follow the frame")
+    check_length(header, view.size)
     if view[header.offsets[-1] :].any():
         raise CorruptFrame("padding is not zero")
 

@@ -63,6 +63,11 @@ class Framework(Protocol):
     def place(self, tensor: Any, device: Any) -> Any:
         """The tensor on a checked device."""
 
+    def read_on(
+        self, container: Container, names: Sequence[str], device: Any, options: Options
+    ) -> dict[str, Any] | None:
+        """Tensors of a file decoded on a checked device itself; None where that is the CPU's work."""
+
 
 def import_framework(name: str) -> Framework:
     """The module for a framework as safetensors names it: "pt" or "np". InvalidArgument if there is none."""
@@ -206,7 +211,8 @@ class safe_open:
     """Opens a safetensors file, compressed or plain, and reads tensors as they are asked for.
 
     filename: the file. framework: "pt" for torch tensors, "np" for numpy arrays (ml_dtypes has the floats
-    numpy lacks). device: where tensors go, as torch spells it; decoding is on the CPU. backend: "mmap" or
+    numpy lacks). device: where tensors go, as torch spells it; a CUDA device decodes them itself where
+    neuzip.cuda works (``neuzip doctor``), slices excepted. backend: "mmap" or
     "pread", for the sake of safetensors' signature: bytes always come through a memory map. threads: for
     decoding; None is one a processor.
 
@@ -259,12 +265,18 @@ class safe_open:
 
     def get_tensor(self, name: str) -> Any:
         """Read one tensor. InvalidArgument if there is no such name; else errors as for a slice."""
-        tensors = read_tensors(self._opened(), [self._entry(name).name], self._framework, self._options)
-        return self._framework.place(tensors[name], self._device)
+        return self._read([self._entry(name).name])[name]
 
     def get_tensors(self) -> dict[str, Any]:
         """Read every tensor, by name, in the order of offset_keys()."""
-        tensors = read_tensors(self._opened(), self.offset_keys(), self._framework, self._options)
+        return self._read(self.offset_keys())
+
+    def _read(self, names: Sequence[str]) -> dict[str, Any]:
+        container = self._opened()
+        there = self._framework.read_on(container, names, self._device, self._options)
+        if there is not None:
+            return there
+        tensors = read_tensors(container, names, self._framework, self._options)
         for name in tensors:  # one by one, so that host memory is let go as the device's is taken
             tensors[name] = self._framework.place(tensors[name], self._device)
         return tensors

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 from neuzip import frame as frames
 from neuzip import reader, torch_checkpoint, writer
 from neuzip.codec import Options
-from neuzip.errors import InvalidArgument
+from neuzip.container import Container
+from neuzip.errors import InvalidArgument, NeuzipError
 from neuzip.layouts import DTYPES, DType
 
 __all__ = ["SharedMemory", "compress", "decompress", "load", "load_file", "save", "save_file"]
@@ -105,26 +107,72 @@ def compress(tensor: torch.Tensor, level: str = "default", threads: int | None =
     return frames.encode(source.read(), source.dtype, source.shape, Options(level=level, threads=threads))
 
 
-def decompress(frame: Any, out: torch.Tensor | None = None, threads: int | None = None) -> torch.Tensor:
+def decompress(
+    frame: Any, out: torch.Tensor | None = None, threads: int | None = None, device: Any = None
+) -> torch.Tensor:
     """The tensor of a frame.
 
     frame: anything with the buffer protocol, or a uint8 tensor, such as stock safetensors reads out of a
-    compressed file. out: a contiguous CPU tensor of the frame's dtype and shape to decode into; it is
-    returned.
+    compressed file. out: a contiguous tensor of the frame's dtype and shape to decode into; it is returned.
+    device: where the tensor goes if there is no ``out``, by default where the frame lies. Compressed bytes
+    cross the bus to a CUDA device and are decoded there (``neuzip doctor`` says whether).
 
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat; InvalidArgument if out does not fit.
     """
+    target = _target(frame, out, device)
+    if isinstance(frame, torch.Tensor) and frame.device == target and _decodes(target):
+        return _decompress_there(frame, out)
     if isinstance(frame, torch.Tensor):
         frame = memory(_dense(frame))
     header = frames.read_header(frame, whole=True)
     shape = native_shape(header.dtype, header.shape)
     if out is None:
-        tensor = blank(header.dtype, shape)
+        tensor = blank(header.dtype, shape, target if _decodes(target) else "cpu")
     else:
         _check_out(out, header.dtype, shape)
         tensor = out.detach()
-    frames.decode(frame, memory(tensor), Options(threads=threads), header)
+    options = Options(threads=threads)
+    if tensor.device.type == "cpu":
+        frames.decode(frame, memory(tensor), options, header)
+        return out if out is not None else tensor.to(target)
+    if _decodes(tensor.device):
+        from neuzip.cuda import loading
+
+        loading.load([loading.Item("", np.frombuffer(frame, np.uint8), header, tensor)], options)
+    else:
+        host = blank(header.dtype, shape)
+        frames.decode(frame, memory(host), options, header)
+        tensor.copy_(host)
     return tensor if out is None else out
+
+
+def _decompress_there(frame: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    """The tensor of a frame that lies on the device which decodes it."""
+    from neuzip.cuda.placed import placed
+    from neuzip.cuda.rows import decode_rows
+
+    header = placed(frame).header
+    shape = native_shape(header.dtype, header.shape)
+    tensor = blank(header.dtype, shape, frame.device) if out is None else out.detach()
+    _check_out(tensor, header.dtype, shape)
+    decode_rows(frame, tensor.view(-1)).check()
+    return tensor if out is None else out
+
+
+def _target(frame: Any, out: torch.Tensor | None, device: Any) -> torch.device:
+    if device is not None:
+        return check_device(device)
+    source = out if out is not None else frame
+    return source.device if isinstance(source, torch.Tensor) else torch.device("cpu")
+
+
+def _decodes(device: torch.device) -> bool:
+    """Whether tensors of a device are decoded on it."""
+    if device.type == "cpu":
+        return False
+    from neuzip.cuda.trust import is_trusted
+
+    return is_trusted(device)
 
 
 def _check_out(out: torch.Tensor, dtype: DType, shape: tuple[int, ...]) -> None:
@@ -132,8 +180,8 @@ def _check_out(out: torch.Tensor, dtype: DType, shape: tuple[int, ...]) -> None:
         raise InvalidArgument(
             f"out is {out.dtype} {list(out.shape)}, but the frame holds torch.{dtype.torch} {list(shape)}"
         )
-    if out.device.type != "cpu" or out.layout != torch.strided or not out.is_contiguous():
-        raise InvalidArgument("out must be a contiguous tensor on the CPU")
+    if out.layout != torch.strided or not out.is_contiguous() or out.is_meta:
+        raise InvalidArgument("out must be a contiguous tensor that has memory")
     if out.is_conj() or out.is_neg():
         raise InvalidArgument("out must not be a lazily conjugated or negated view")
 
@@ -231,11 +279,11 @@ def native_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-1], shape[-1] // per_byte)
 
 
-def blank(dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
+def blank(dtype: DType, shape: tuple[int, ...], device: Any = "cpu") -> torch.Tensor:
     """Uninitialised memory of a native shape."""
     if dtype.torch is None or not hasattr(torch, dtype.torch):
         raise InvalidArgument(f"torch {torch.__version__} has no dtype for {dtype.name}")
-    return torch.empty(shape, dtype=getattr(torch, dtype.torch))
+    return torch.empty(shape, dtype=getattr(torch, dtype.torch), device=device)
 
 
 def memory(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -264,3 +312,24 @@ def select(tensor: torch.Tensor, index: Any) -> torch.Tensor:
 def place(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on a device."""
     return tensor.to(device=device)
+
+
+def read_on(
+    container: Container, names: Sequence[str], device: torch.device, options: Options
+) -> dict[str, torch.Tensor] | None:
+    """Tensors of a file decoded on a device itself; None where that is the CPU's work."""
+    if not _decodes(device):
+        return None
+    from neuzip.cuda import loading
+
+    tensors = {}
+    for name in names:
+        entry = container.entries[name]
+        try:
+            if container.is_frame(name):
+                container.frame_header(name)  # before memory is taken: it bounds the size (§6)
+            tensors[name] = blank(entry.dtype, native_shape(entry.dtype, entry.shape), device)
+        except NeuzipError as error:
+            raise error.at(file=container.path, tensor=name) from None
+    loading.load_container(container, tensors, options)
+    return tensors
