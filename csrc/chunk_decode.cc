@@ -10,7 +10,7 @@
 namespace nz {
 namespace {
 
-constexpr size_t kTile = 1024;  // units decoded and merged at a time
+constexpr size_t kTile = 2048;  // units decoded and merged at a time
 constexpr size_t kBlock = 128;  // of mode six: tiles begin at multiples
 constexpr size_t kShort = 2 * kBlock;
 constexpr size_t kTileSteps = kTile / kLanes;
@@ -48,6 +48,10 @@ void tail_rank(const RankTable &table, DecodeStream *stream, uint8_t *symbols, s
 void tail_byte(const ByteTable &table, DecodeStream *stream, uint8_t *symbols, size_t n) {
   for (size_t lane = 0; lane < n; lane++) symbols[lane] = get_byte(table, stream, static_cast<int>(lane));
 }
+
+// Chunks that may be open at once. The loops want streams of one kind of table, rank or not; of so many
+// chunks, one kind has as many as they want.
+constexpr int kSlots = 2 * kMaxInterleave - 1;
 
 // A chunk that is being decoded.
 struct OpenChunk {
@@ -224,14 +228,14 @@ class ChunkDecoder {
   bool open_next(DecodeFeed &feed);
   nz_status open_planes(OpenChunk *open);
   const TableCache *load_table(const DecodeChunk &chunk);
-  void step(DecodeFeed &feed);
+  void step(DecodeFeed &feed, OpenChunk *const *open, int count);
   void advance(DecodeFeed &feed, OpenChunk *open, size_t n);
   void finish(DecodeFeed &feed, OpenChunk *open);
-  int gather(OpenChunk **alike) const;
+  int gather(OpenChunk **alike);
 
-  OpenChunk slots_[kMaxInterleave];
-  bool in_use_[kMaxInterleave] = {};
-  TableCache tables_[kMaxInterleave];
+  OpenChunk slots_[kSlots];
+  bool in_use_[kSlots] = {};
+  TableCache tables_[kSlots];
   ByteTable local_table_;
   uint8_t local_words_[2 * kMaxUnits + kReadAhead];
 };
@@ -249,7 +253,7 @@ const TableCache *ChunkDecoder::load_table(const DecodeChunk &chunk) {
       break;
     }
     bool used = false;
-    for (int k = 0; k < kMaxInterleave; k++) used |= in_use_[k] && slots_[k].table == &table;
+    for (int k = 0; k < kSlots; k++) used |= in_use_[k] && slots_[k].table == &table;
     if (!used) free = &table;
   }
   free->load(*chunk.tables, chunk.table_number);  // never null: there are as many tables as slots
@@ -285,7 +289,7 @@ nz_status ChunkDecoder::open_planes(OpenChunk *open) {
 
 // Takes a chunk and opens it, or, where nothing waits for anything, decodes it at once.
 bool ChunkDecoder::open_next(DecodeFeed &feed) {
-  const auto slot = static_cast<int>(std::find(in_use_, in_use_ + kMaxInterleave, false) - in_use_);
+  const auto slot = static_cast<int>(std::find(in_use_, in_use_ + kSlots, false) - in_use_);
   OpenChunk &open = slots_[slot];
   if (!feed.next(&open.chunk)) return false;
   open.table = load_table(open.chunk);
@@ -320,24 +324,23 @@ void ChunkDecoder::finish(DecodeFeed &feed, OpenChunk *open) {
 }
 
 // The open chunks of the kind of table that most have, as many as the loops run side by side.
-int ChunkDecoder::gather(OpenChunk **alike) const {
-  const auto collect = [&](bool rank) {
-    int count = 0;
-    for (int k = 0; k < kMaxInterleave; k++)
-      if (in_use_[k] && (slots_[k].table->kind == TableKind::kRank) == rank)
-        alike[count++] = const_cast<OpenChunk *>(&slots_[k]);
-    return count;
-  };
-  int count = collect(true), others = 0;
-  for (int k = 0; k < kMaxInterleave; k++) others += in_use_[k];
-  if (others - count > count) count = collect(false);
+int ChunkDecoder::gather(OpenChunk **alike) {
+  const int most = kernels().interleave;
+  OpenChunk *kinds[2][kSlots];
+  int counts[2] = {};
+  for (int k = 0; k < kSlots; k++) {
+    if (!in_use_[k]) continue;
+    const bool rank = slots_[k].table->kind == TableKind::kRank;
+    kinds[rank][counts[rank]++] = &slots_[k];
+  }
+  const bool rank = counts[1] >= counts[0];
+  const int count = std::min(counts[rank], most);
+  std::copy_n(kinds[rank], count, alike);
   return count == 3 ? 2 : count;
 }
 
 // A tile of several chunks side by side.
-void ChunkDecoder::step(DecodeFeed &feed) {
-  OpenChunk *open[kMaxInterleave];
-  const int count = gather(open);
+void ChunkDecoder::step(DecodeFeed &feed, OpenChunk *const *open, int count) {
   size_t n = kTile;
   for (int k = 0; k < count; k++) n = std::min(n, tile_of(open[k]->left()));
   decode_tile(open, count, n);
@@ -352,10 +355,15 @@ void ChunkDecoder::step(DecodeFeed &feed) {
 
 void ChunkDecoder::run(DecodeFeed &feed) {
   for (TableCache &table : tables_) table.forget();
-  const auto busy = [&] { return std::count(in_use_, in_use_ + kMaxInterleave, true); };
-  for (bool more = true; more || busy();) {
-    while (more && busy() < kernels().interleave) more = open_next(feed);
-    if (busy()) step(feed);
+  OpenChunk *open[kMaxInterleave];
+  for (bool more = true;;) {
+    int count = gather(open);
+    while (more && count < kernels().interleave) {
+      more = open_next(feed);
+      count = gather(open);
+    }
+    if (!count) return;
+    step(feed, open, count);
   }
 }
 
