@@ -5,7 +5,6 @@
 #include <exception>
 #include <memory>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -14,11 +13,10 @@
 #include "layout.h"
 #include "neuzip.h"
 #include "plan.h"
+#include "thread_pool.h"
 
 namespace nz {
 namespace {
-
-constexpr int kMaxThreads = 256;
 
 // Hands out the chunks of jobs in order.
 class Tasks {
@@ -56,23 +54,6 @@ class Tasks {
   std::vector<uint64_t> first_;  // task number of each job, and the total
   std::atomic<uint64_t> next_{0};
 };
-
-// Runs work() on up to `threads` threads, this one included. Threads that cannot be had are done without: the
-// tasks are taken by whoever is there. `work` must not throw.
-template <typename Work>
-void run_threads(int threads, uint64_t tasks, const Work &work) {
-  const uint64_t wanted =
-      std::min<uint64_t>({static_cast<uint64_t>(std::clamp(threads, 1, kMaxThreads)), tasks});
-  std::vector<std::thread> others;
-  others.reserve(wanted);
-  try {
-    for (uint64_t t = 1; t < wanted; t++) others.emplace_back(work);
-  } catch (const std::system_error &) {
-  } catch (const std::bad_alloc &) {
-  }
-  work();
-  for (std::thread &thread : others) thread.join();
-}
 
 // Layout and table blob of every job, checked before any thread starts.
 struct Prepared {

@@ -1,0 +1,90 @@
+"""The library's threads stay between calls: through forks, beside one another, and until the process ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from distributions import make, shape_of
+
+from neuzip import frame
+from neuzip.codec import Options
+from neuzip.layouts import DTYPES
+
+BF16 = DTYPES["BF16"]
+DATA = make("weights", "BF16", 60_000)
+OPTIONS = Options(threads=3, chunk_log2=10)
+FRAME = frame.encode(DATA, BF16, shape_of(BF16, len(DATA)), OPTIONS)
+
+
+def decodes() -> bool:
+    out = bytearray(len(DATA))
+    frame.decode_many([(FRAME, out)], OPTIONS)
+    return bytes(out) == DATA
+
+
+def tasks() -> set[str]:
+    """The threads of this process."""
+    return {path.name for path in Path("/proc/self/task").iterdir()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how many threads there are")
+def test_threads_stay() -> None:
+    assert decodes()
+    before = tasks()
+    for _ in range(20):
+        assert decodes()
+    assert tasks() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_children_have_their_own() -> None:
+    busy = threading.Event()
+
+    def decode_all_the_time() -> None:
+        while not busy.is_set():
+            assert decodes()
+
+    # Forked at any moment of another thread's calls.
+    other = threading.Thread(target=decode_all_the_time)
+    other.start()
+    try:
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)  # a child that hangs is to fail
+                good = all(decodes() for _ in range(3))
+                workers = len(tasks()) if sys.platform == "linux" else 2
+                os._exit(0 if good and workers > 1 else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert decodes()
+    finally:
+        busy.set()
+        other.join()
+
+
+PROGRAM = """
+import sys, threading
+sys.path.insert(0, {here!r})
+from test_threads import decodes
+
+def forever():
+    while True:
+        decodes()
+
+assert decodes()
+threading.Thread(target=forever, daemon=True).start()
+decodes()
+"""
+
+
+def test_a_process_ends_while_they_work() -> None:
+    program = PROGRAM.format(here=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
