@@ -13,6 +13,7 @@
 #include "layout.h"
 #include "neuzip.h"
 #include "plan.h"
+#include "rans.h"
 #include "thread_pool.h"
 
 namespace nz {
@@ -42,7 +43,16 @@ class Tasks {
 
   // The next chunk: its job, and its number there. False when there is none.
   bool take(size_t *job, uint64_t *chunk) {
-    const uint64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+    return find(next_.fetch_add(1, std::memory_order_relaxed), job, chunk);
+  }
+
+  // The chunk that whoever comes next will get.
+  bool peek(size_t *job, uint64_t *chunk) const {
+    return find(next_.load(std::memory_order_relaxed), job, chunk);
+  }
+
+ private:
+  bool find(uint64_t task, size_t *job, uint64_t *chunk) const {
     if (task >= total()) return false;
     // The last job that begins at or before the task; jobs without tasks share their successor's number.
     *job = static_cast<size_t>(std::upper_bound(first_.begin(), first_.end(), task) - first_.begin()) - 1;
@@ -50,7 +60,6 @@ class Tasks {
     return true;
   }
 
- private:
   std::vector<uint64_t> first_;  // task number of each job, and the total
   std::atomic<uint64_t> next_{0};
 };
@@ -154,6 +163,16 @@ const TableCache *table_for(const TableBlob &blob, uint64_t chunk, const TableCa
   return own;
 }
 
+// Where the original bytes begin that are likely encoded next.
+uintptr_t address_of_next(const nz_encode_job *jobs, const std::vector<Prepared> &prepared,
+                          const Tasks &tasks) {
+  size_t j;
+  uint64_t chunk;
+  if (!tasks.peek(&j, &chunk)) return 0;
+  const uint64_t at = (chunk << jobs[j].chunk_log2) * static_cast<uint64_t>(prepared[j].layout->width);
+  return reinterpret_cast<uintptr_t>(jobs[j].src) + at;
+}
+
 void encode_tasks(nz_encode_job *jobs, const std::vector<Prepared> &prepared, Tasks *tasks,
                   std::vector<Placement> *placements) {
   EncodeScratch *const scratch = this_thread().encode_scratch();
@@ -175,7 +194,7 @@ void encode_tasks(nz_encode_job *jobs, const std::vector<Prepared> &prepared, Ta
       chunk.units = static_cast<size_t>(std::min(from.units - at, uint64_t{1} << from.chunk_log2));
     }
     if (!count) return;
-    encode_chunks(chunks, count, scratch);
+    encode_chunks(chunks, count, address_of_next(jobs, prepared, *tasks), scratch);
     for (int k = 0; k < count; k++) {
       nz_encode_job *const to = &jobs[job[k]];
       const size_t size = chunks[k].units * static_cast<size_t>(chunks[k].layout->width);
@@ -186,6 +205,11 @@ void encode_tasks(nz_encode_job *jobs, const std::vector<Prepared> &prepared, Ta
   }
 }
 
+// A chunk's length and checksum32, at any alignment.
+const uint8_t *entry(const nz_decode_job &job, uint64_t chunk) {
+  return reinterpret_cast<const uint8_t *>(job.index) + 8 * chunk;
+}
+
 // Offsets of a decode job's chunks; false if the lengths do not add up.
 bool chunk_offsets(const nz_decode_job &job, std::vector<uint64_t> *offsets) {
   const uint64_t chunks = Tasks::chunk_count(job);
@@ -193,7 +217,7 @@ bool chunk_offsets(const nz_decode_job &job, std::vector<uint64_t> *offsets) {
   uint64_t at = 0;
   for (uint64_t c = 0; c < chunks; c++) {
     (*offsets)[c] = at;
-    at += job.index[2 * c];
+    at += load_u32(entry(job, c));
   }
   offsets->back() = at;
   return at == job.size;
@@ -247,7 +271,7 @@ class JobFeed final : public DecodeFeed {
     if (good && job.verify)
       good = static_cast<uint32_t>(
                  kernels().checksum64(chunk.dst, chunk.units * static_cast<size_t>(chunk.layout->width))) ==
-             job.index[2 * chunk.number + 1];
+             load_u32(entry(job, chunk.number) + 4);
     if (!good) fail(&work_.bad[chunk.job], chunk.number);
     work_.done++;
   }

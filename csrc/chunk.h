@@ -105,8 +105,9 @@ struct EncodeChunk {
   size_t size;           // out
 };
 
-// Encodes one or two chunks side by side into the scratch.
-void encode_chunks(EncodeChunk *chunks, int count, EncodeScratch *scratch);
+// Encodes one or two chunks side by side into the scratch. `next` is where the original bytes begin that will
+// be encoded after them, if known: they are fetched into the cache.
+void encode_chunks(EncodeChunk *chunks, int count, uintptr_t next, EncodeScratch *scratch);
 
 // Upper bound of a chunk's size.
 inline size_t chunk_bound(const Layout &layout, size_t units) {

@@ -34,6 +34,9 @@ struct EncodeStream {
   alignas(64) uint32_t state[kLanes];
   uint8_t *next;
   const uint8_t *symbols;
+  // Memory that is needed after the stream, read_width bytes a symbol: fetched into the cache, as above.
+  uintptr_t reads = 0;
+  size_t read_width = 0;
 };
 
 // Decoders run `steps` steps of 32 symbols on `count` streams (1, 2 or 4), each with its table, writing

@@ -1,4 +1,4 @@
-// The float layouts, one row each; the rows come from formats/floats.toml through the build.
+// The layouts and dtypes (spec §2), one row each; the rows come from formats/floats.toml through the build.
 #ifndef NEUZIP_LAYOUT_H
 #define NEUZIP_LAYOUT_H
 
@@ -20,6 +20,23 @@ struct Layout {
 constexpr Layout kLayouts[] = {
 #include "layouts.inc"
 };
+
+struct DType {
+  int code;  // in a frame header (spec §5)
+  int bits;  // of an element
+  int layout;
+};
+
+constexpr DType kDTypes[] = {
+#include "dtypes.inc"
+};
+
+// The dtype with this code, or null.
+inline const DType *find_dtype(int code) {
+  for (const DType &dtype : kDTypes)
+    if (dtype.code == code) return &dtype;
+  return nullptr;
+}
 
 // The layout with this id if its units are cut into planes, else null.
 inline const Layout *find_layout(int32_t id) {

@@ -22,14 +22,15 @@ extern "C" {
 
 /* Raised whenever a signature or struct below changes; neuzip/_native.py refuses a library that answers
  * another. */
-#define NZ_ABI_VERSION 2
+#define NZ_ABI_VERSION 3
 
 typedef enum {
   NZ_OK = 0,
-  NZ_CORRUPT = -1,   /* the bytes contradict the format or their checksum */
-  NZ_TRUNCATED = -2, /* the bytes end too early */
-  NZ_ARGUMENT = -3,  /* the caller's fault: unknown layout, too small a buffer */
-  NZ_MEMORY = -4     /* scratch memory or a thread could not be had */
+  NZ_CORRUPT = -1,    /* the bytes contradict the format or their checksum */
+  NZ_TRUNCATED = -2,  /* the bytes end too early */
+  NZ_ARGUMENT = -3,   /* the caller's fault: unknown layout, too small a buffer */
+  NZ_MEMORY = -4,     /* scratch memory or a thread could not be had */
+  NZ_UNSUPPORTED = -5 /* a format, version or feature that this library does not have */
 } nz_status;
 
 typedef enum { NZ_SCALAR = 0, NZ_AVX2 = 1, NZ_AVX512 = 2, NZ_NEON = 3, NZ_ISA_COUNT = 4 } nz_isa;
@@ -126,6 +127,96 @@ typedef struct {
 
 /* Decodes all jobs with up to `threads` threads. Contents of dst are unspecified for a job that failed. */
 NZ_API int32_t nz_decode(nz_decode_job *jobs, size_t count, int32_t threads);
+
+/* The rule of §6 that a frame's header breaks. */
+typedef enum {
+  NZ_HEADER_GOOD = 0,
+  NZ_HEADER_SHORT = 1, /* truncated: not even its first 40 bytes are there */
+  NZ_HEADER_MAGIC = 2, /* unsupported, as are the next four */
+  NZ_HEADER_VERSION = 3,
+  NZ_HEADER_REQUIRED = 4,
+  NZ_HEADER_DTYPE = 5,
+  NZ_HEADER_CODING = 6,
+  NZ_HEADER_RANGE = 7, /* chunk_log2 or ndim */
+  NZ_HEADER_RATIO = 8, /* more original bytes than any frame of its size has */
+  NZ_HEADER_SIZE = 9,  /* the header does not fit the frame */
+  NZ_HEADER_CUT = 10,  /* truncated: the header is not all there */
+  NZ_HEADER_CHECKSUM = 11,
+  NZ_HEADER_SHAPE = 12,
+  NZ_HEADER_PLANES = 13,  /* the dtype is not cut into planes */
+  NZ_HEADER_TABLE = 14,   /* a table blob beside another coding */
+  NZ_HEADER_LENGTHS = 15, /* the chunks do not fill the frame */
+  NZ_HEADER_LENGTH = 16,  /* a stored or zstd chunk has an impossible one */
+  NZ_FRAME_CUT = 17,      /* truncated: the frame is not all there */
+  NZ_FRAME_LONG = 18,     /* bytes follow the frame */
+  NZ_FRAME_PADDING = 19
+} nz_header_fault;
+
+/* What a frame's header says (spec §5), but for its tables and chunk index. */
+typedef struct {
+  uint64_t size; /* original bytes */
+  uint64_t frame_size;
+  uint64_t header_size; /* offset of the first chunk; of no meaning with a fault up to NZ_HEADER_RATIO */
+  uint64_t chunks;
+  uint64_t bad_chunk; /* with NZ_HEADER_LENGTH */
+  uint32_t table_bytes;
+  uint32_t required;
+  int32_t version;
+  int32_t dtype;
+  int32_t coding;
+  int32_t chunk_log2;
+  int32_t ndim;
+  int32_t level;
+  int32_t fault; /* nz_header_fault */
+  uint64_t shape[32];
+} nz_frame;
+
+/* Reads and checks the header of the frame that begins at `data` (§6), all but the table blob, which decoding
+ * checks; if `whole`, also that the frame has exactly `size` bytes, with its final padding. Returns NZ_OK, or
+ * what the fault amounts to. */
+NZ_API int32_t nz_read_header(const uint8_t *data, uint64_t size, int32_t whole, nz_frame *frame);
+
+/* Writes a frame's header, header_size bytes, to `dst`: from its size, dtype, coding, chunk_log2, level,
+ * ndim, shape, table_bytes and the bytes of the table blob and of the chunk index. Fills in the rest of
+ * `frame`. */
+NZ_API int32_t nz_write_header(nz_frame *frame, const uint8_t *table, const uint32_t *index, uint8_t *dst);
+
+/* A whole frame of coding planes or stored, to decode. */
+typedef struct {
+  const uint8_t *src; /* the frame, `size` bytes */
+  uint64_t size;
+  uint8_t *dst;      /* out: its original bytes */
+  uint64_t capacity; /* of dst: exactly their number */
+  int32_t verify;    /* compare checksums */
+  int32_t status;    /* out: nz_status; NZ_UNSUPPORTED if the coding is zstd */
+} nz_decode_frame_job;
+
+/* Decodes all jobs with up to `threads` threads. Contents of dst are unspecified for a job that failed. */
+NZ_API int32_t nz_decode_frames(nz_decode_frame_job *jobs, size_t count, int32_t threads);
+
+/* Original bytes below which nothing is coded: the states alone outweigh what coding can save. */
+#define NZ_SMALL 256
+
+/* A tensor to encode as a whole frame: of coding planes, or stored if it has fewer than NZ_SMALL bytes. */
+typedef struct {
+  const uint8_t *src;    /* its bytes */
+  uint64_t size;         /* those of `shape` elements of `dtype` */
+  const uint64_t *shape; /* ndim lengths */
+  int32_t ndim;
+  int32_t dtype; /* code (spec §2), of a layout that is cut into planes */
+  int32_t level;
+  int32_t chunk_log2;
+  uint8_t *dst;      /* out: the frame */
+  uint64_t capacity; /* of dst; nz_frame_bound suffices */
+  uint64_t written;  /* out: bytes of the frame */
+  int32_t status;    /* out: nz_status */
+} nz_encode_frame_job;
+
+/* Encodes all jobs with up to `threads` threads. The bytes depend on neither threads nor instruction set. */
+NZ_API int32_t nz_encode_frames(nz_encode_frame_job *jobs, size_t count, int32_t threads);
+
+/* Upper bound of a frame of `size` original bytes; 0 if the dtype is unknown or not cut into planes. */
+NZ_API uint64_t nz_frame_bound(int32_t dtype, int32_t ndim, uint64_t size, int32_t chunk_log2);
 
 #ifdef __cplusplus
 }

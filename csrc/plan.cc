@@ -13,10 +13,9 @@ namespace nz {
 namespace {
 
 constexpr uint64_t kBlock = 64;           // units sampled in a row
+constexpr uint64_t kAhead = 12;           // places whose memory is fetched while others are counted
 constexpr uint64_t kMinSample = 1 << 13;  // of a segment, if it has as many
 constexpr uint64_t kMaxSample = 1 << 23;  // of a segment, so that counts of all segments together fit 32 bits
-constexpr uint64_t kSegmentChunks = 4;    // chunks that are decoded side by side should share a table
-constexpr uint64_t kMaxSegments = 256;
 
 // What was sampled of a segment, a run of chunks: plane 0, and the head of the joint mode.
 struct Sample {
@@ -39,11 +38,15 @@ void take_sample(const Layout &layout, bool heads, const uint8_t *src, const Seg
   uint8_t *planes[kMaxWidth];
   for (int p = 0; p < kMaxWidth; p++) planes[p] = storage[p];
   const Split split = kernels().split[layout.rotate][log2_width(layout.width)];
-  const uint64_t blocks = (segment.units + kBlock - 1) / kBlock;
+  const uint64_t blocks = (segment.units + kBlock - 1) / kBlock, width = static_cast<uint64_t>(layout.width);
+  const auto place = [&](uint64_t b) { return b * blocks / segment.taken * kBlock; };
   for (uint64_t b = 0; b < segment.taken; b++) {
-    const uint64_t at = b * blocks / segment.taken * kBlock;
-    const uint64_t n = std::min(kBlock, segment.units - at);
-    split(src + at * static_cast<uint64_t>(layout.width), planes, n);
+    const uint64_t at = place(b), n = std::min(kBlock, segment.units - at);
+    // The places lie far apart: without this most of the time is spent waiting for memory.
+    if (b + kAhead < segment.taken)
+      for (uint64_t i = 0; i < kBlock * width; i += 64)
+        __builtin_prefetch(src + place(b + kAhead) * width + i);
+    split(src + at * width, planes, n);
     for (uint64_t i = 0; i < n; i++) sample->plane0[storage[0][i]]++;
     if (heads)
       for (uint64_t i = 0; i < n; i++) sample->head[storage[0][i] << 2 | storage[1][i] >> 6]++;

@@ -17,6 +17,8 @@ enum class TableKind : uint8_t { kNone = 0, kRank = 1, kByte = 2, kJoint = 3 };
 constexpr uint8_t kMaxBase = 255 - 63;  // the joint window of 64 exponents ends at 255
 constexpr size_t kBlobHeader = 4;
 constexpr size_t kEntryHeader = 8;
+constexpr uint64_t kSegmentChunks = 4;  // chunks that are decoded side by side should share a table
+constexpr uint64_t kMaxSegments = 256;  // that a tensor is cut into, each with at most one table
 
 inline int log2_width(int width) { return width == 1 ? 0 : width == 2 ? 1 : width == 4 ? 2 : 3; }
 

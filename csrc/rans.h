@@ -64,6 +64,13 @@ inline void fetch_ahead(const DecodeStream &stream, const uint8_t *next, size_t 
     __builtin_prefetch(line(stream.writes + at), 1);
 }
 
+// Fetches the lines that belong to step s (kernels.h, EncodeStream).
+inline void fetch_next(const EncodeStream &stream, size_t s) {
+  const size_t bytes = kLanes * stream.read_width;
+  for (size_t at = 0; at < bytes; at += 64)
+    __builtin_prefetch(reinterpret_cast<const void *>(stream.reads + s * bytes + at));
+}
+
 inline uint8_t get_rank(const RankTable &table, DecodeStream *stream, int lane) {
   const uint32_t x = stream->state[lane];
   const uint32_t slot = x & 0xffff;

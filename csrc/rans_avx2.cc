@@ -33,20 +33,20 @@ struct SplitBytes {
 };
 
 // Eight words, at the lanes of `mask`; moves `next` past those taken.
-inline __m128i take_words(const uint8_t **next, uint32_t mask) {
+inline __m128i take_words(const uint8_t **next, uint64_t mask) {
   const __m128i words =
       _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(*next)),
                        _mm_load_si128(reinterpret_cast<const __m128i *>(kWordShuffles.take[mask])));
-  *next += 2 * _mm_popcnt_u32(mask);
+  *next += 2 * static_cast<size_t>(_mm_popcnt_u64(mask));
   return words;
 }
 
 // Places the low halves of the lanes of `mask` below `next`; overwrites 16 bytes there.
-inline void place_words(uint8_t **next, __m128i words, uint32_t mask) {
+inline void place_words(uint8_t **next, __m128i words, uint64_t mask) {
   _mm_storeu_si128(
       reinterpret_cast<__m128i *>(*next - 16),
       _mm_shuffle_epi8(words, _mm_load_si128(reinterpret_cast<const __m128i *>(kWordShuffles.place[mask]))));
-  *next -= 2 * _mm_popcnt_u32(mask);
+  *next -= 2 * static_cast<size_t>(_mm_popcnt_u64(mask));
 }
 
 // Eight entries of a table. Loads one by one: gathers are slower on AMD's processors, and on Intel's since
@@ -259,15 +259,18 @@ void decode_byte(const ByteTable *const *tables, DecodeStream *const *streams, i
 
 // --- encoders
 
-// y div f for y < 2^16 · f, and the remainder. The quotient is below 2^20 and comes from floats: y and the
-// reciprocal's product carry a relative error below 2^-22, the factor lowers it by 2^-21, so that the
-// truncated quotient is exact or one too small (2^20 · (2^-21 + 2^-22) < 1), which the remainder tells.
+// Quotients come from floats. Dividend and quotient carry a relative error below 2^-22, the factor lowers
+// them by 2^-21, so that the truncated quotient, below 2^20, is exact or one too small (2^20 · (2^-21 +
+// 2^-22) < 1), which the remainder tells.
+constexpr float kLowered = 1.0f - 0x1p-21f;
+
+// y div f for y < 2^16 · f, and the remainder.
 struct Quotient {
   __m256i q, remainder;
 };
 
 inline Quotient divide(__m256i y, __m256 y_float, __m256i f) {
-  const __m256 lowered = _mm256_mul_ps(y_float, _mm256_set1_ps(1.0f - 0x1p-21f));
+  const __m256 lowered = _mm256_mul_ps(y_float, _mm256_set1_ps(kLowered));
   const __m256i q = _mm256_cvttps_epi32(_mm256_div_ps(lowered, _mm256_cvtepi32_ps(f)));
   const __m256i r = _mm256_sub_epi32(y, _mm256_mullo_epi32(q, f));
   const __m256i exact = _mm256_cmpgt_epi32(f, r);  // −1 where q is exact
@@ -283,38 +286,72 @@ inline __m256i renormalise_down(__m256i x, __m256i keeps, uint8_t **next) {
   return _mm256_blendv_epi8(_mm256_srli_epi32(x, 16), x, keeps);
 }
 
-// Eight lanes: x = (x div f) << 16 | start + x mod f. Frequencies are multiples of 16 (§4.2), which leaves
-// the state's low four bits alone and 28 bits to divide.
-inline __m256i put_ranks(__m256i x, __m256i f, __m256i start, uint8_t **next) {
-  x = renormalise_down(x, _mm256_cmpgt_epi32(f, _mm256_srli_epi32(x, 16)), next);
-  const __m256i y = _mm256_srli_epi32(x, 4), f16 = _mm256_srli_epi32(f, 4);
-  const Quotient d = divide(y, _mm256_cvtepi32_ps(y), f16);
-  const __m256i within =
-      _mm256_or_si256(_mm256_slli_epi32(d.remainder, 4), _mm256_and_si256(x, _mm256_set1_epi32(15)));
-  return _mm256_add_epi32(_mm256_slli_epi32(d.q, 16), _mm256_add_epi32(within, start));
+// Sixteen lanes as halves: x = (x div f) << 16 | start + x mod f, with x < f << 16. Frequencies are multiples
+// of 16 (§4.2): without the low four bits of both there are 28 bits to divide, by a number that lets the
+// remainder of a quotient one too small still fit 16.
+inline void put_ranks(__m256i *low, __m256i *high, __m256i f, __m256i start) {
+  const __m256i f16 = _mm256_srli_epi16(f, 4), zero = _mm256_setzero_si256();
+  const auto quotient = [](__m256i x, __m256i divisor) {
+    const __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(x, 4)), _mm256_set1_ps(kLowered));
+    return _mm256_cvttps_epi32(_mm256_div_ps(y, _mm256_cvtepi32_ps(divisor)));
+  };
+  // Unpacking and packing both work within 128 bits, so the lanes come back in order.
+  const __m256i q =
+      _mm256_packus_epi32(quotient(_mm256_unpacklo_epi16(*low, *high), _mm256_unpacklo_epi16(f16, zero)),
+                          quotient(_mm256_unpackhi_epi16(*low, *high), _mm256_unpackhi_epi16(f16, zero)));
+  const __m256i y = _mm256_or_si256(_mm256_srli_epi16(*low, 4), _mm256_slli_epi16(*high, 12));
+  const __m256i remainder = _mm256_sub_epi16(y, _mm256_mullo_epi16(q, f16));
+  const __m256i exact = _mm256_cmpgt_epi16(f16, remainder);  // −1 where q is
+  *high = _mm256_add_epi16(_mm256_add_epi16(q, _mm256_set1_epi16(1)), exact);
+  *low = _mm256_add_epi16(_mm256_sub_epi16(*low, _mm256_mullo_epi16(*high, f)), start);
 }
 
-void encode_rank_stream(const RankTable &table, EncodeStream *stream, size_t steps) {
-  const SplitBytes frequency(table.frequency), start(table.start);
-  States states(stream->state);
-  uint8_t *next = stream->next;
-  for (size_t s = steps; s-- > 0;) {
+// A stream whose ranks are being encoded.
+struct RankEncoder {
+  SplitBytes frequency, start;
+  Halves x;
+  EncodeStream *stream;
+  uint8_t *next;
+
+  RankEncoder(const RankTable &table, EncodeStream *from)
+      : frequency(table.frequency), start(table.start), x(from->state), stream(from), next(from->next) {}
+
+  void step(size_t s) {
+    fetch_next(*stream, s);
     // Lanes 0–7, 16–23 | 8–15, 24–31, so that unpacking bytes to words yields 0–15 and 16–31.
     const __m256i rank = _mm256_permute4x64_epi64(load(stream->symbols + kLanes * s), 0xd8);
-    const __m256i fl = _mm256_shuffle_epi8(frequency.low, rank),
-                  fh = _mm256_shuffle_epi8(frequency.high, rank);
+    const __m256i fl = _mm256_shuffle_epi8(frequency.low, rank);
+    const __m256i fh = _mm256_shuffle_epi8(frequency.high, rank);
     const __m256i sl = _mm256_shuffle_epi8(start.low, rank), sh = _mm256_shuffle_epi8(start.high, rank);
-    const __m256i f[2] = {_mm256_unpacklo_epi8(fl, fh), _mm256_unpackhi_epi8(fl, fh)};
-    const __m256i c[2] = {_mm256_unpacklo_epi8(sl, sh), _mm256_unpackhi_epi8(sl, sh)};
-#pragma GCC unroll 4
-    for (int j = 3; j >= 0; j--) {
-      const __m128i f8 = j & 1 ? _mm256_extracti128_si256(f[j / 2], 1) : _mm256_castsi256_si128(f[j / 2]);
-      const __m128i c8 = j & 1 ? _mm256_extracti128_si256(c[j / 2], 1) : _mm256_castsi256_si128(c[j / 2]);
-      states.x[j] = put_ranks(states.x[j], _mm256_cvtepu16_epi32(f8), _mm256_cvtepu16_epi32(c8), &next);
-    }
+    put(1, _mm256_unpackhi_epi8(fl, fh), _mm256_unpackhi_epi8(sl, sh));
+    put(0, _mm256_unpacklo_epi8(fl, fh), _mm256_unpacklo_epi8(sl, sh));
   }
-  states.write(stream->state);
-  stream->next = next;
+
+  // Sixteen lanes. A state of at least f << 16 is too large: its low half becomes a word.
+  void put(int j, __m256i f, __m256i c) {
+    const __m256i emits = _mm256_cmpeq_epi16(_mm256_max_epu16(x.high[j], f), x.high[j]);
+    const auto mask =
+        static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_packs_epi16(emits, _mm256_setzero_si256())));
+    place_words(&next, _mm256_extracti128_si256(x.low[j], 1), mask >> 16);
+    place_words(&next, _mm256_castsi256_si128(x.low[j]), mask & 0xff);
+    x.low[j] = _mm256_blendv_epi8(x.low[j], x.high[j], emits);
+    x.high[j] = _mm256_andnot_si256(emits, x.high[j]);
+    put_ranks(&x.low[j], &x.high[j], f, c);
+  }
+
+  void close() {
+    x.write(stream->state);
+    stream->next = next;
+  }
+};
+
+// One stream keeps the processor busy.
+void encode_rank(const RankTable *const *tables, EncodeStream *const *streams, int count, size_t steps) {
+  for (int k = 0; k < count; k++) {
+    RankEncoder encoder(*tables[k], streams[k]);
+    for (size_t s = steps; s-- > 0;) encoder.step(s);
+    encoder.close();
+  }
 }
 
 // Eight lanes: x = (x div f) << bits | start + x mod f, with x < f << (32 − bits).
@@ -333,6 +370,7 @@ void encode_byte_stream(const ByteTable &table, EncodeStream *stream, size_t ste
   States states(stream->state);
   uint8_t *next = stream->next;
   for (size_t s = steps; s-- > 0;) {
+    fetch_next(*stream, s);
 #pragma GCC unroll 4
     for (int j = 3; j >= 0; j--) {
       const __m256i fs = look_up(table.frequency_start, stream->symbols + kLanes * s + 8 * j);
@@ -345,10 +383,6 @@ void encode_byte_stream(const ByteTable &table, EncodeStream *stream, size_t ste
 }
 
 // One stream's four registers keep the dividers busy.
-void encode_rank(const RankTable *const *tables, EncodeStream *const *streams, int count, size_t steps) {
-  for (int k = 0; k < count; k++) encode_rank_stream(*tables[k], streams[k], steps);
-}
-
 void encode_byte(const ByteTable *const *tables, EncodeStream *const *streams, int count, size_t steps) {
   for (int k = 0; k < count; k++) encode_byte_stream(*tables[k], streams[k], steps);
 }

@@ -1,10 +1,12 @@
-"""Writes the layout rows of floats.toml as C++ initialisers for csrc/layout.h. Run by the build.
+"""Writes the rows of floats.toml as C++ initialisers for csrc/layout.h. Run by the build.
 
 Usage: generate_layouts.py floats.toml layouts.inc
+The dtypes go to dtypes.inc beside the layouts.
 """
 
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +41,23 @@ def row(layout: dict[str, Any]) -> str:
     return f'{{{layout["id"]}, "{layout["name"]}", {layout["width"]}, {flags}}},'
 
 
+def dtype_row(dtype: dict[str, Any], ids: dict[str, int]) -> str:
+    """One initialiser, fields in the order of struct DType."""
+    return f"{{{dtype['code']}, {dtype['bits']}, {ids[dtype['layout']]}}},  // {dtype['name']}"
+
+
 def main(source: Path, target: Path) -> None:
     table = tomllib.loads(source.read_text(encoding="utf-8"))
     check(table["layout"], table["dtype"])
-    rows = [f"// Written from {source.name} by generate_layouts.py.", *map(row, table["layout"])]
+    ids = {layout["name"]: layout["id"] for layout in table["layout"]}
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    write(target, source, map(row, table["layout"]))
+    write(target.with_name("dtypes.inc"), source, (dtype_row(dtype, ids) for dtype in table["dtype"]))
+
+
+def write(target: Path, source: Path, rows: Iterable[str]) -> None:
+    head = f"// Written from {source.name} by generate_layouts.py."
+    target.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ Buffers cross as pointers into objects that the caller keeps alive; every call r
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import sys
 from collections.abc import Sequence
+from enum import IntEnum
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput
+from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput, UnsupportedFormat
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 TABLE_CAPACITY = 160 * 1024
 MAX_SEGMENTS = 256
 SEGMENT_COUNTS = 1280
+
+_MEMORY = -4  # NZ_MEMORY
+
+_HUGE = 1 << 22  # bytes from which large pages are asked for: two of x86-64
 
 # Linux's RENAME_EXCHANGE (linux/fs.h), and RENAME_SWAP of macOS (sys/stdio.h).
 _EXCHANGE = 2
@@ -70,6 +76,84 @@ class DecodeJob(ctypes.Structure):
     ]
 
 
+class Frame(ctypes.Structure):
+    """``nz_frame``."""
+
+    _fields_ = [
+        ("size", ctypes.c_uint64),
+        ("frame_size", ctypes.c_uint64),
+        ("header_size", ctypes.c_uint64),
+        ("chunks", ctypes.c_uint64),
+        ("bad_chunk", ctypes.c_uint64),
+        ("table_bytes", ctypes.c_uint32),
+        ("required", ctypes.c_uint32),
+        ("version", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("coding", ctypes.c_int32),
+        ("chunk_log2", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("level", ctypes.c_int32),
+        ("fault", ctypes.c_int32),
+        ("shape", ctypes.c_uint64 * 32),
+    ]
+
+
+class HeaderFault(IntEnum):
+    """``nz_header_fault``."""
+
+    GOOD = 0
+    SHORT = 1
+    MAGIC = 2
+    VERSION = 3
+    REQUIRED = 4
+    DTYPE = 5
+    CODING = 6
+    RANGE = 7
+    RATIO = 8
+    SIZE = 9
+    CUT = 10
+    CHECKSUM = 11
+    SHAPE = 12
+    PLANES = 13
+    TABLE = 14
+    LENGTHS = 15
+    LENGTH = 16
+    FRAME_CUT = 17
+    FRAME_LONG = 18
+    FRAME_PADDING = 19
+
+
+class DecodeFrameJob(ctypes.Structure):
+    """``nz_decode_frame_job``."""
+
+    _fields_ = [
+        ("src", ctypes.c_void_p),
+        ("size", ctypes.c_uint64),
+        ("dst", ctypes.c_void_p),
+        ("capacity", ctypes.c_uint64),
+        ("verify", ctypes.c_int32),
+        ("status", ctypes.c_int32),
+    ]
+
+
+class EncodeFrameJob(ctypes.Structure):
+    """``nz_encode_frame_job``."""
+
+    _fields_ = [
+        ("src", ctypes.c_void_p),
+        ("size", ctypes.c_uint64),
+        ("shape", ctypes.c_void_p),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("level", ctypes.c_int32),
+        ("chunk_log2", ctypes.c_int32),
+        ("dst", ctypes.c_void_p),
+        ("capacity", ctypes.c_uint64),
+        ("written", ctypes.c_uint64),
+        ("status", ctypes.c_int32),
+    ]
+
+
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nz_abi_version": (ctypes.c_int32, []),
     "nz_isa_name": (ctypes.c_char_p, [ctypes.c_int32]),
@@ -96,6 +180,26 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nz_chunk_bound": (ctypes.c_uint64, [ctypes.c_int32, ctypes.c_int32]),
     "nz_encode": (ctypes.c_int32, [ctypes.POINTER(EncodeJob), ctypes.c_size_t, ctypes.c_int32]),
     "nz_decode": (ctypes.c_int32, [ctypes.POINTER(DecodeJob), ctypes.c_size_t, ctypes.c_int32]),
+    "nz_read_header": (
+        ctypes.c_int32,
+        [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int32, ctypes.POINTER(Frame)],
+    ),
+    "nz_write_header": (
+        ctypes.c_int32,
+        [ctypes.POINTER(Frame), ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p],
+    ),
+    "nz_decode_frames": (
+        ctypes.c_int32,
+        [ctypes.POINTER(DecodeFrameJob), ctypes.c_size_t, ctypes.c_int32],
+    ),
+    "nz_encode_frames": (
+        ctypes.c_int32,
+        [ctypes.POINTER(EncodeFrameJob), ctypes.c_size_t, ctypes.c_int32],
+    ),
+    "nz_frame_bound": (
+        ctypes.c_uint64,
+        [ctypes.c_int32, ctypes.c_int32, ctypes.c_uint64, ctypes.c_int32],
+    ),
 }
 """Result and argument types of every function of ``neuzip.h``; a test compares them."""
 
@@ -121,6 +225,8 @@ def _load() -> tuple[ctypes.CDLL, Path]:
 
 
 _LIBRARY, LIBRARY_PATH = _load()
+
+_libc = ctypes.CDLL(None)
 
 
 def as_bytes(buffer: Any) -> Bytes:
@@ -227,6 +333,60 @@ def decode(jobs: Sequence[DecodeJob], threads: int) -> None:
     _run(_LIBRARY.nz_decode, DecodeJob, jobs, threads)
 
 
+def read_header(view: Bytes, whole: bool) -> Frame:
+    """The header of the frame that begins a buffer, checked; ``fault`` says which rule it breaks."""
+    frame = Frame()
+    if _LIBRARY.nz_read_header(view.ctypes.data, view.size, whole, frame) == _MEMORY:
+        raise _error(_MEMORY)
+    return frame
+
+
+def write_header(frame: Frame, table: bytes, index: Words, size: int) -> bytearray:
+    """The header, of ``size`` bytes, of a frame whose chunks are known."""
+    header = bytearray(size)
+    target = (ctypes.c_char * size).from_buffer(header)
+    status = _LIBRARY.nz_write_header(frame, table, index.ctypes.data, ctypes.addressof(target))
+    if status:
+        raise _error(status)
+    return header
+
+
+def decode_frames(items: Sequence[tuple[Bytes, Bytes]], verify: bool, threads: int) -> list[int]:
+    """Decodes whole frames into buffers of their original size. Returns the numbers of those it did not: damaged,
+    of coding zstd, or of another size.
+    """
+    jobs = (DecodeFrameJob * len(items))()
+    for job, (frame, out) in zip(jobs, items, strict=True):
+        job.src, job.size = frame.ctypes.data, frame.size
+        job.dst, job.capacity = out.ctypes.data, out.size
+        job.verify = verify
+    if not _LIBRARY.nz_decode_frames(jobs, len(items), threads):
+        return []
+    return [number for number, job in enumerate(jobs) if job.status]
+
+
+def encode_frames(
+    tensors: Sequence[tuple[Bytes, int, Sequence[int]]], level: int, chunk_log2: int, threads: int
+) -> list[bytes]:
+    """A frame for each tensor: its bytes, the code of its dtype, which is cut into planes, and its shape."""
+    jobs = (EncodeFrameJob * len(tensors))()
+    kept: list[Any] = []
+    builders = []
+    for job, (data, dtype, shape) in zip(jobs, tensors, strict=True):
+        lengths = (ctypes.c_uint64 * len(shape))(*shape)
+        kept.append(lengths)
+        builder = BytesBuilder(_LIBRARY.nz_frame_bound(dtype, len(shape), data.size, chunk_log2))
+        builders.append(builder)
+        job.src, job.size = data.ctypes.data, data.size
+        job.shape, job.ndim = ctypes.addressof(lengths), len(shape)
+        job.dtype, job.level, job.chunk_log2 = dtype, level, chunk_log2
+        job.dst, job.capacity = builder.address, builder.capacity
+    status = _LIBRARY.nz_encode_frames(jobs, len(tensors), threads)
+    if status:
+        raise _error(status)
+    return [builder.finish(job.written) for builder, job in zip(builders, jobs, strict=True)]
+
+
 def _run(function: Any, kind: Any, jobs: Sequence[Any], threads: int) -> None:
     array = (kind * len(jobs))(*jobs)
     function(array, len(jobs), threads)
@@ -249,20 +409,42 @@ def _error(status: int) -> NeuzipError:
         return CorruptFrame("the compressed data is damaged")
     if status == -2:
         return TruncatedInput("the compressed data ends too early")
-    if status == -4:
+    if status == _MEMORY:
         raise MemoryError("no memory for the codec's scratch buffers")
+    if status == -5:
+        return UnsupportedFormat("this release of the codec cannot read it")
     return InvalidArgument(f"the codec refused its arguments (status {status})")
+
+
+def prefer_huge_pages(address: int, size: int) -> None:
+    """Asks for large pages for fresh memory that is about to be filled: touching it a small page at a time takes
+    longer than decoding. Nothing happens where the system has none."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if size < _HUGE or advice is None:
+        return
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
 
 
 def exchange_paths(first: Path, second: Path) -> bool:
     """Lets two paths change places in one step. False, and nothing is done, where the system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
     paths = os.fsencode(first), os.fsencode(second)
-    if hasattr(libc, "renameat2"):
-        return bool(libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _EXCHANGE) == 0)
-    if hasattr(libc, "renamex_np"):
-        return bool(libc.renamex_np(*paths, _EXCHANGE) == 0)
+    if hasattr(_libc, "renameat2"):
+        return bool(_libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _EXCHANGE) == 0)
+    if hasattr(_libc, "renamex_np"):
+        return bool(_libc.renamex_np(*paths, _EXCHANGE) == 0)
     return False
+
+
+_create = ctypes.pythonapi.PyBytes_FromStringAndSize
+_create.restype, _create.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_ssize_t]
+_content = ctypes.pythonapi.PyBytes_AsString
+_content.restype, _content.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+_resize = ctypes.pythonapi._PyBytes_Resize
+_resize.restype, _resize.argtypes = ctypes.c_int, [ctypes.POINTER(ctypes.c_void_p), ctypes.c_ssize_t]
+_release = ctypes.pythonapi.Py_DecRef
+_release.restype, _release.argtypes = None, [ctypes.c_void_p]
 
 
 class BytesBuilder:
@@ -275,14 +457,11 @@ class BytesBuilder:
     _object = ctypes.c_void_p(None)
 
     def __init__(self, capacity: int) -> None:
-        create = ctypes.pythonapi.PyBytes_FromStringAndSize
-        create.restype, create.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_ssize_t]
         # At least two bytes: shorter objects are shared by the interpreter and must not be written.
         self.capacity = max(capacity, 2)
-        self._object = ctypes.c_void_p(create(None, self.capacity))
-        content = ctypes.pythonapi.PyBytes_AsString
-        content.restype, content.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-        self.address: int = content(self._object)
+        self._object = ctypes.c_void_p(_create(None, self.capacity))
+        self.address: int = _content(self._object)
+        prefer_huge_pages(self.address, self.capacity)
 
     def write(self, offset: int, data: bytes | bytearray) -> None:
         """Copies ``data`` to ``offset``."""
@@ -291,19 +470,15 @@ class BytesBuilder:
 
     def finish(self, size: int) -> bytes:
         """The object, with its first ``size`` bytes, ``2 <= size <= capacity``."""
-        resize = ctypes.pythonapi._PyBytes_Resize
-        resize.restype, resize.argtypes = ctypes.c_int, [ctypes.POINTER(ctypes.c_void_p), ctypes.c_ssize_t]
-        resize(ctypes.byref(self._object), size)
+        _resize(ctypes.byref(self._object), size)
         result: bytes = ctypes.cast(self._object, ctypes.py_object).value
-        self._release()
+        self._let_go()
         return result
 
-    def _release(self) -> None:
-        release = ctypes.pythonapi.Py_DecRef
-        release.restype, release.argtypes = None, [ctypes.c_void_p]
-        release(self._object)
+    def _let_go(self) -> None:
+        _release(self._object)
         self._object = ctypes.c_void_p(None)
 
     def __del__(self) -> None:
         if self._object.value is not None:
-            self._release()
+            self._let_go()

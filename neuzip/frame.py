@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from neuzip import _native
-from neuzip._native import Bytes, Words
+from neuzip._native import Bytes, HeaderFault, Words
 from neuzip.codec import (
     LEVELS,
     Coding,
@@ -32,10 +32,7 @@ VERSION = 1
 FIXED_SIZE = 40
 """Bytes of a header before the shape."""
 
-_FIXED = struct.Struct("<4sBBBBHBBIQQQ")
-_CHECKSUM = slice(32, 40)
 _MAX_NDIM = 32
-_MAX_RATIO_LOG2 = 17  # §6: size ≤ 2^17 · frame_size
 
 
 @dataclass(frozen=True)
@@ -98,67 +95,13 @@ def _header_size(ndim: int, table_size: int, chunk_count: int) -> int:
     return FIXED_SIZE + 8 * ndim + table_size + 8 * chunk_count
 
 
-@dataclass(frozen=True)
-class _Fixed:
-    """The first 40 bytes of a header, as far as they can be checked alone."""
-
-    dtype: DType
-    plan: Plan  # without its table
-    ndim: int
-    level: int
-    table_size: int
-    frame_size: int
-    checksum: int
-
-    @property
-    def header_size(self) -> int:
-        return _header_size(self.ndim, self.table_size, self.plan.chunk_count)
-
-
-def _read_fixed(view: Bytes) -> _Fixed:
-    if view.size < FIXED_SIZE:
-        raise TruncatedInput(f"a frame header has at least {FIXED_SIZE} bytes, here are {view.size}")
-    (
-        magic,
-        version,
-        code,
-        coding,
-        chunk_log2,
-        required,
-        ndim,
-        level,
-        table_size,
-        size,
-        frame_size,
-        checksum,
-    ) = _FIXED.unpack_from(view)
-    if magic != MAGIC:
-        raise UnsupportedFormat("not a neuzip frame: wrong magic")
-    if version != VERSION:
-        raise UnsupportedFormat(f"frame version {version}, this release reads {VERSION}")
-    if required:
-        raise UnsupportedFormat(
-            f"the frame requires features this release does not have (bits {required:#x})"
-        )
-    dtype = dtype_by_code(code)
-    if dtype is None:
-        raise UnsupportedFormat(f"dtype code {code} is unknown")
-    if coding > Coding.ZSTD:
-        raise UnsupportedFormat(f"coding {coding} is unknown")
-    if not 10 <= chunk_log2 <= (16 if coding == Coding.PLANES else 20) or ndim > _MAX_NDIM:
-        raise CorruptFrame("the frame header has impossible chunk sizes or dimensions")
-    if size > frame_size << _MAX_RATIO_LOG2:
-        raise CorruptFrame(f"the frame claims {size} original bytes in {frame_size}")
-    plan = Plan(dtype.layout, Coding(coding), chunk_log2, b"", size)
-    fixed = _Fixed(dtype, plan, ndim, level, table_size, frame_size, checksum)
-    if fixed.header_size > frame_size:
-        raise CorruptFrame("the frame header is longer than its frame")
-    return fixed
-
-
 def header_length(prefix: Any) -> int:
     """Bytes of the header that begins with ``prefix``, of which 40 are enough; at most those of its frame."""
-    return _read_fixed(_native.as_bytes(prefix)).header_size
+    view = _native.as_bytes(prefix)
+    found = _native.read_header(view, whole=False)
+    if HeaderFault.GOOD < found.fault < HeaderFault.CUT:
+        raise _refusal(found, view.size)
+    return int(found.header_size)
 
 
 def read_header(buffer: Any, *, whole: bool = False) -> Header:
@@ -168,71 +111,74 @@ def read_header(buffer: Any, *, whole: bool = False) -> Header:
     CorruptFrame or UnsupportedFormat.
     """
     view = _native.as_bytes(buffer)
-    fixed = _read_fixed(view)
-    length = fixed.header_size
-    if view.size < length:
-        raise TruncatedInput(f"the frame header has {length} bytes, here are {view.size}")
-    raw = bytearray(view[:length])
-    raw[_CHECKSUM] = bytes(8)
-    if _native.checksum64(raw) != fixed.checksum:
-        raise CorruptFrame("the frame header does not match its checksum")
-    shape = struct.unpack_from(f"<{fixed.ndim}Q", raw, FIXED_SIZE)
-    at = FIXED_SIZE + 8 * fixed.ndim
-    plan = replace(fixed.plan, table=bytes(raw[at : at + fixed.table_size]))
-    index = np.frombuffer(raw, "<u4", offset=length - 8 * plan.chunk_count)
-    header = Header(fixed.dtype, shape, fixed.level, plan, fixed.frame_size, length, index)
-    _check_header(header)
-    if whole:
-        _check_whole(header, view)
-    return header
+    found = _native.read_header(view, whole)
+    dtype = dtype_by_code(found.dtype)
+    if found.fault or dtype is None:
+        raise _refusal(found, view.size)
+    shape = tuple(found.shape[: found.ndim])
+    length = found.header_size
+    at = FIXED_SIZE + 8 * found.ndim
+    table = view[at : at + found.table_bytes].tobytes()
+    plan = Plan(dtype.layout, Coding(found.coding), found.chunk_log2, table, found.size)
+    index = view[length - 8 * found.chunks : length].copy().view("<u4")
+    return Header(dtype, shape, found.level, plan, found.frame_size, length, index)
 
 
-def _check_header(header: Header) -> None:
-    plan = header.plan
-    if header.dtype.nbytes(header.shape) != plan.size:
-        raise CorruptFrame(f"shape {header.shape} of {header.dtype.name} does not have {plan.size} bytes")
-    if plan.coding is Coding.PLANES and not plan.layout.planes:
-        raise CorruptFrame(f"{header.dtype.name} is not cut into planes")
-    if plan.coding is not Coding.PLANES and plan.table:
-        raise CorruptFrame("only planes have a table")
-    if _padded(header.offsets[-1]) != header.frame_size:
-        raise CorruptFrame("the chunks do not fill the frame")
-    last = plan.size - (plan.chunk_count - 1) * plan.chunk_size
-    if plan.coding is not Coding.PLANES and plan.chunk_count:
-        # A stored chunk has its original length, a zstd chunk at most that.
-        most = np.full(plan.chunk_count, plan.chunk_size, np.uint64)
-        most[-1] = last
-        wrong = header.lengths > most if plan.coding is Coding.ZSTD else header.lengths != most
-        if wrong.any():
-            raise CorruptFrame("a chunk has an impossible length", chunk=int(wrong.argmax()))
+def _refusal(found: _native.Frame, available: int) -> NeuzipError:
+    """Why a header is refused, in words."""
+    fault = HeaderFault(found.fault)
+    if fault is HeaderFault.SHORT:
+        return TruncatedInput(f"a frame header has at least {FIXED_SIZE} bytes, here are {available}")
+    if fault is HeaderFault.CUT:
+        return TruncatedInput(f"the frame header has {found.header_size} bytes, here are {available}")
+    if fault in (HeaderFault.FRAME_CUT, HeaderFault.FRAME_LONG):
+        return _length_error(found.frame_size, available)
+    if fault in _UNSUPPORTED:
+        return UnsupportedFormat(_UNSUPPORTED[fault](found))
+    chunk = found.bad_chunk if fault is HeaderFault.LENGTH else None
+    return CorruptFrame(_CORRUPT[fault](found), chunk=chunk)
+
+
+_UNSUPPORTED: dict[HeaderFault, Callable[[_native.Frame], str]] = {
+    HeaderFault.MAGIC: lambda _: "not a neuzip frame: wrong magic",
+    HeaderFault.VERSION: lambda found: f"frame version {found.version}, this release reads {VERSION}",
+    HeaderFault.REQUIRED: lambda found: (
+        f"the frame requires features this release does not have (bits {found.required:#x})"
+    ),
+    HeaderFault.DTYPE: lambda found: f"dtype code {found.dtype} is unknown",
+    HeaderFault.CODING: lambda found: f"coding {found.coding} is unknown",
+}
+_CORRUPT: dict[HeaderFault, Callable[[_native.Frame], str]] = {
+    HeaderFault.RANGE: lambda _: "the frame header has impossible chunk sizes or dimensions",
+    HeaderFault.RATIO: lambda found: f"the frame claims {found.size} original bytes in {found.frame_size}",
+    HeaderFault.SIZE: lambda _: "the frame header is longer than its frame",
+    HeaderFault.CHECKSUM: lambda _: "the frame header does not match its checksum",
+    HeaderFault.SHAPE: lambda found: (
+        f"shape {tuple(found.shape[: found.ndim])} of dtype {found.dtype} does not have {found.size} bytes"
+    ),
+    HeaderFault.PLANES: lambda found: f"dtype {found.dtype} is not cut into planes",
+    HeaderFault.TABLE: lambda _: "only planes have a table",
+    HeaderFault.LENGTHS: lambda _: "the chunks do not fill the frame",
+    HeaderFault.LENGTH: lambda _: "a chunk has an impossible length",
+    HeaderFault.FRAME_PADDING: lambda _: "padding is not zero",
+}
 
 
 def check_length(header: Header, size: int) -> None:
     """Raises TruncatedInput or CorruptFrame unless a frame has ``size`` bytes."""
-    if size < header.frame_size:
-        raise TruncatedInput(f"the frame has {header.frame_size} bytes, here are {size}")
-    if size > header.frame_size:
-        raise CorruptFrame(f"{size - header.frame_size} bytes follow the frame")
+    if size != header.frame_size:
+        raise _length_error(header.frame_size, size)
 
 
-def _check_whole(header: Header, view: Bytes) -> None:
-    check_length(header, view.size)
-    if view[header.offsets[-1] :].any():
-        raise CorruptFrame("padding is not zero")
+def _length_error(frame_size: int, available: int) -> NeuzipError:
+    if available < frame_size:
+        return TruncatedInput(f"the frame has {frame_size} bytes, here are {available}")
+    return CorruptFrame(f"{available - frame_size} bytes follow the frame")
 
 
-def decode(frame: Any, out: Any, options: Options | None = None, header: Header | None = None) -> None:
-    """Decodes a whole frame into ``out``, a writable buffer of exactly its original size.
-
-    header: the frame's, if it was read as a whole frame's before.
-    """
-    view = _native.as_bytes(frame)
-    header = header or read_header(view, whole=True)
-    decode_chunks(header, _all_chunks(header, view), 0, header.chunk_count, out, options)
-
-
-def _all_chunks(header: Header, frame: Bytes) -> Bytes:
-    return frame[header.header_size : header.offsets[-1]]
+def decode(frame: Any, out: Any, options: Options | None = None) -> None:
+    """Decodes a whole frame into ``out``, a writable buffer of exactly its original size."""
+    decode_many([(frame, out)], options)
 
 
 def decode_many(
@@ -242,18 +188,37 @@ def decode_many(
 ) -> None:
     """Decodes frames into buffers, all in one go over the threads. Errors name the tensor if ``names`` does."""
     options = options or Options()
+    views = [(_native.as_bytes(frame), _writable(out)) for frame, out in items]
+    # Those of coding zstd, and what is refused, which is looked at again to say why.
+    left = _native.decode_frames(views, options.verify, options.thread_count)
     runs = []
-    for number, (frame, out) in enumerate(items):
-        try:
-            view = _native.as_bytes(frame)
-            header = read_header(view, whole=True)
-            runs.append(_decode_run(header, _all_chunks(header, view), 0, header.chunk_count, out))
-        except NeuzipError as error:
-            raise error.at(tensor=names[number] if names else None) from None
+    for number in left:
+        frame, out = views[number]
+        with _named(names, number):
+            header = read_header(frame, whole=True)
+            chunks = frame[header.header_size : header.offsets[-1]]
+            runs.append(_decode_run(header, chunks, 0, header.chunk_count, out))
     decode_runs(runs, options)
-    for number, run in enumerate(runs):
-        if run.error is not None:
-            raise run.error.at(tensor=names[number] if names else None)
+    for number, run in zip(left, runs, strict=True):
+        with _named(names, number):
+            if run.error is not None:
+                raise run.error
+
+
+@contextmanager
+def _named(names: Sequence[str | None] | None, number: int) -> Iterator[None]:
+    """Errors name the tensor."""
+    try:
+        yield
+    except NeuzipError as error:
+        raise error.at(tensor=names[number] if names else None) from None
+
+
+def _writable(out: Any) -> Bytes:
+    view = _native.as_bytes(out)
+    if not view.flags.writeable:
+        raise InvalidArgument("out must be a writable buffer")
+    return view
 
 
 def decode_chunks(
@@ -280,28 +245,32 @@ def _decode_run(header: Header, data: Bytes, first: int, count: int, out: Any) -
     return DecodeRun(header.plan, data, header.index[2 * first : 2 * (first + count)], target, first)
 
 
-def _check_source(view: Bytes, dtype: DType, shape: Sequence[int]) -> None:
+def _checked(data: Any, dtype: DType, shape: Sequence[int]) -> Bytes:
+    """A tensor's bytes. Raises InvalidArgument if they are not its shape's."""
+    view = _native.as_bytes(data)
     if not all(0 <= length < 1 << 64 for length in shape):
         raise InvalidArgument(f"shape {tuple(shape)} has impossible lengths")
     if dtype.nbytes(shape) != view.size:
         raise InvalidArgument(f"shape {tuple(shape)} of {dtype.name} does not have {view.size} bytes")
     if len(shape) > _MAX_NDIM:
         raise InvalidArgument(f"{len(shape)} dimensions; at most {_MAX_NDIM} are allowed")
+    return view
 
 
 def header_bytes(dtype: DType, shape: Sequence[int], plan: Plan, level: str, index: Words) -> bytearray:
     """The header of a frame whose chunks are known."""
+    found = _native.Frame(
+        size=plan.size,
+        dtype=dtype.code,
+        coding=plan.coding,
+        chunk_log2=plan.chunk_log2,
+        ndim=len(shape),
+        level=LEVELS.index(level),
+        table_bytes=len(plan.table),
+    )
+    found.shape[: len(shape)] = shape
     size = _header_size(len(shape), len(plan.table), plan.chunk_count)
-    frame_size = _padded(size + int(index[0::2].sum(dtype=np.uint64)))
-    raw = bytearray(size)
-    fields = (plan.coding, plan.chunk_log2, 0, len(shape), LEVELS.index(level), len(plan.table), plan.size)
-    _FIXED.pack_into(raw, 0, MAGIC, VERSION, dtype.code, *fields, frame_size, 0)
-    struct.pack_into(f"<{len(shape)}Q", raw, FIXED_SIZE, *shape)
-    at = FIXED_SIZE + 8 * len(shape)
-    raw[at : at + len(plan.table)] = plan.table
-    raw[size - 8 * plan.chunk_count :] = index.astype("<u4", copy=False).tobytes()
-    raw[_CHECKSUM] = _native.checksum64(raw).to_bytes(8, "little")
-    return raw
+    return _native.write_header(found, plan.table, np.ascontiguousarray(index), size)
 
 
 def encode(data: Any, dtype: DType, shape: Sequence[int], options: Options | None = None) -> bytes:
@@ -316,26 +285,33 @@ def encode_many(
 ) -> list[bytes]:
     """A frame for each of the tensors, all encoded in one go over the threads."""
     options = options or Options()
-    runs, builders, sizes = [], [], []
-    for data, dtype, shape in items:
-        view = _native.as_bytes(data)
-        _check_source(view, dtype, shape)
+    tensors = [(_checked(data, dtype, shape), dtype, shape) for data, dtype, shape in items]
+    floats = [(view, dtype.code, shape) for view, dtype, shape in tensors if dtype.layout.planes]
+    level = LEVELS.index(options.level)
+    coded = iter(_native.encode_frames(floats, level, options.chunk_log2, options.thread_count))
+    others = iter(_encode_others([tensor for tensor in tensors if not tensor[1].layout.planes], options))
+    return [next(coded if dtype.layout.planes else others) for _, dtype, _ in tensors]
+
+
+def _encode_others(
+    tensors: Sequence[tuple[Bytes, DType, Sequence[int]]], options: Options
+) -> Iterator[bytes]:
+    """Frames of what is not cut into planes."""
+    runs, builders = [], []
+    for view, dtype, shape in tensors:
         plan = make_plan(view, dtype.layout, options)
-        header_size = _header_size(len(shape), len(plan.table), plan.chunk_count)
+        header_size = _header_size(len(shape), 0, plan.chunk_count)
         builder = _native.BytesBuilder(header_size + plan.capacity + 8)
-        runs.append(
-            EncodeRun(plan, view, builder.address + header_size, np.empty(2 * plan.chunk_count, np.uint32))
-        )
+        index = np.empty(2 * plan.chunk_count, np.uint32)
+        runs.append(EncodeRun(plan, view, builder.address + header_size, index))
         builders.append(builder)
-        sizes.append(header_size)
     encode_runs(runs, options)
-    frames = []
-    for (_, dtype, shape), run, builder, size in zip(items, runs, builders, sizes, strict=True):
+    for (_, dtype, shape), run, builder in zip(tensors, runs, builders, strict=True):
         header = header_bytes(dtype, shape, run.plan, options.level, run.index)
+        end = len(header) + run.written
         builder.write(0, header)
-        builder.write(size + run.written, bytes(-(size + run.written) % 8))
-        frames.append(builder.finish(_padded(size + run.written)))
-    return frames
+        builder.write(end, bytes(-end % 8))
+        yield builder.finish(_padded(end))
 
 
 class Encoder:
@@ -346,8 +322,7 @@ class Encoder:
     """
 
     def __init__(self, data: Any, dtype: DType, shape: Sequence[int], options: Options | None = None) -> None:
-        self._view = _native.as_bytes(data)
-        _check_source(self._view, dtype, shape)
+        self._view = _checked(data, dtype, shape)
         self._dtype, self._shape, self._options = dtype, tuple(shape), options or Options()
         self._plan = make_plan(self._view, dtype.layout, self._options)
         self._index = np.zeros(2 * self._plan.chunk_count, np.uint32)

@@ -94,7 +94,7 @@ def decompress(frame: Any, out: Array | None = None, threads: int | None = None)
     if out is not None:
         _check_out(out, header.dtype, header.shape)
         array = out if header.dtype.bits >= 8 else array
-    frames.decode(frame, memory(array), Options(threads=threads), header)
+    frames.decode(frame, memory(array), Options(threads=threads))
     result = finish(array, header.dtype, header.shape)
     if out is None or result is out:
         return result

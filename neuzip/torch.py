@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from neuzip import _native, reader, torch_checkpoint, writer
 from neuzip import frame as frames
-from neuzip import reader, torch_checkpoint, writer
 from neuzip.codec import Options
 from neuzip.container import Container
 from neuzip.errors import InvalidArgument, NeuzipError
@@ -133,7 +133,7 @@ def decompress(
         tensor = out.detach()
     options = Options(threads=threads)
     if tensor.device.type == "cpu":
-        frames.decode(frame, memory(tensor), options, header)
+        frames.decode(frame, memory(tensor), options)
         return out if out is not None else tensor.to(target)
     if _decodes(tensor.device):
         from neuzip.cuda import loading
@@ -141,7 +141,7 @@ def decompress(
         loading.load([loading.Item("", np.frombuffer(frame, np.uint8), header, tensor)], options)
     else:
         host = blank(header.dtype, shape)
-        frames.decode(frame, memory(host), options, header)
+        frames.decode(frame, memory(host), options)
         tensor.copy_(host)
     return tensor if out is None else out
 
@@ -283,7 +283,10 @@ def blank(dtype: DType, shape: tuple[int, ...], device: Any = "cpu") -> torch.Te
     """Uninitialised memory of a native shape."""
     if dtype.torch is None or not hasattr(torch, dtype.torch):
         raise InvalidArgument(f"torch {torch.__version__} has no dtype for {dtype.name}")
-    return torch.empty(shape, dtype=getattr(torch, dtype.torch), device=device)
+    tensor = torch.empty(shape, dtype=getattr(torch, dtype.torch), device=device)
+    if tensor.device.type == "cpu":
+        _native.prefer_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 def memory(tensor: torch.Tensor) -> np.ndarray[Any, Any]:

@@ -15,7 +15,7 @@ import pytest
 
 from neuzip import _native, frame
 from neuzip.codec import Options
-from neuzip.errors import CorruptFrame, InvalidArgument, TruncatedInput
+from neuzip.errors import CorruptFrame, InvalidArgument, TruncatedInput, UnsupportedFormat
 from neuzip.layouts import DTYPES, LAYOUTS
 
 HEADER = (Path(__file__).resolve().parent.parent / "csrc" / "neuzip.h").read_text(encoding="utf-8")
@@ -27,13 +27,24 @@ BASE_TYPES = {
     "uint64_t": ctypes.c_uint64,
     "size_t": ctypes.c_size_t,
 }
-STRUCTURES = {"nz_encode_job": _native.EncodeJob, "nz_decode_job": _native.DecodeJob}
+STRUCTURES = {
+    "nz_encode_job": _native.EncodeJob,
+    "nz_decode_job": _native.DecodeJob,
+    "nz_frame": _native.Frame,
+    "nz_encode_frame_job": _native.EncodeFrameJob,
+    "nz_decode_frame_job": _native.DecodeFrameJob,
+}
 POINTERS = (ctypes.c_void_p, ctypes.c_char_p)
 
 
 def matches(declared: str, found: Any) -> bool:
     """Whether a ctypes type stands for a C type, spaces removed."""
     name = re.sub(r"\bconst\b", "", declared).strip()
+    if array := re.fullmatch(r"(\w+)\[(\d+)\]", name):
+        return issubclass(found, ctypes.Array) and (found._type_, found._length_) == (
+            BASE_TYPES[array[1]],
+            int(array[2]),
+        )
     if not name.endswith("*"):
         return found is (None if name == "void" else BASE_TYPES[name])
     pointed = name.removesuffix("*").strip()
@@ -47,9 +58,9 @@ def matches(declared: str, found: Any) -> bool:
 
 def declaration(text: str) -> tuple[str, str]:
     """Type and name of a parameter, field or function."""
-    found = re.fullmatch(r"(.*?[\s*])(\w+)", text.strip(), re.DOTALL)
+    found = re.fullmatch(r"(.*?[\s*])(\w+)(\[\d+\])?", text.strip(), re.DOTALL)
     assert found, text
-    return " ".join(found.group(1).split()), found.group(2)
+    return " ".join(found.group(1).split()) + (found.group(3) or ""), found.group(2)
 
 
 def functions() -> dict[str, tuple[str, list[str]]]:
@@ -109,6 +120,11 @@ def test_constants() -> None:
     assert define("NZ_TABLE_CAPACITY") == _native.TABLE_CAPACITY
     assert define("NZ_MAX_SEGMENTS") == _native.MAX_SEGMENTS
     assert define("NZ_SEGMENT_COUNTS") == _native.SEGMENT_COUNTS
+    faults = values("nz_header_fault")
+    assert [name.removeprefix("NZ_").removeprefix("HEADER_") for name in faults] == [
+        fault.name for fault in _native.HeaderFault
+    ]
+    assert list(faults.values()) == list(_native.HeaderFault)
     isas = values("nz_isa")
     assert isas.pop("NZ_ISA_COUNT") == len(isas) == len(_native.isa_names())
     assert _native.isa_names() == [name.removeprefix("NZ_").lower() for name in isas]
@@ -117,7 +133,12 @@ def test_constants() -> None:
 def test_every_status_is_an_error() -> None:
     statuses = values("nz_status")
     assert statuses.pop("NZ_OK") == 0
-    expected = {"NZ_CORRUPT": CorruptFrame, "NZ_TRUNCATED": TruncatedInput, "NZ_ARGUMENT": InvalidArgument}
+    expected = {
+        "NZ_CORRUPT": CorruptFrame,
+        "NZ_TRUNCATED": TruncatedInput,
+        "NZ_ARGUMENT": InvalidArgument,
+        "NZ_UNSUPPORTED": UnsupportedFormat,
+    }
     assert set(statuses) == {*expected, "NZ_MEMORY"}
     for name, error in expected.items():
         job = _native.DecodeJob(status=statuses[name], bad_chunk=3)

@@ -127,7 +127,7 @@ def _host_decoded(item: Item, options: Options) -> Bytes:
         return item.data
     out = np.empty(item.header.size, np.uint8)
     try:
-        frames.decode(item.data, out, options, item.header)
+        frames.decode(item.data, out, options)
     except NeuzipError as error:
         raise error.at(tensor=item.name) from None
     return out

@@ -41,7 +41,7 @@ def decode_rows(frame: torch.Tensor, out: torch.Tensor, first_row: int = 0) -> P
 def _decode_on_host(frame: torch.Tensor, held: Placed, start: int, out: torch.Tensor) -> None:
     """Tiny tensors and those without planes."""
     whole = torch.empty(held.header.size, dtype=torch.uint8)
-    frames.decode(frame.cpu().numpy(), whole.numpy(), header=held.header)
+    frames.decode(frame.cpu().numpy(), whole.numpy())
     _bytes(out).copy_(whole[start : start + out.nbytes])
 
 
