@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from neuzip.distance import Distance
 
 DIFFERENT = 1
-TROUBLE = 2  # diff(1)'s: 1 already says that something differs
 BAR = 40  # columns of the longest bar of the histogram
 
 

@@ -11,23 +11,18 @@ from __future__ import annotations
 import io
 import signal
 import sys
+from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
-from neuzip.cli.bench import bench
-from neuzip.cli.completion import completion
-from neuzip.cli.compress import compress
-from neuzip.cli.decompress import decompress
-from neuzip.cli.diff import TROUBLE, diff
-from neuzip.cli.doctor import doctor
-from neuzip.cli.inspect import inspect
 from neuzip.cli.text import printable
-from neuzip.cli.verify import verify
 from neuzip.errors import NeuzipError
 
+COMMANDS = ("compress", "decompress", "verify", "inspect", "diff", "bench", "doctor", "completion")
 INTERRUPTED = 128 + signal.SIGINT
+TROUBLE = 2  # of diff(1): 1 already says that something differs
 
 
 class Failure(click.ClickException):
@@ -46,7 +41,7 @@ class DiffFailure(Failure):
 
 
 def failure(ctx: click.Context, message: str) -> Failure:
-    return (DiffFailure if ctx.invoked_subcommand == diff.name else Failure)(message)
+    return (DiffFailure if ctx.invoked_subcommand == "diff" else Failure)(message)
 
 
 def describe(error: OSError) -> str:
@@ -61,7 +56,18 @@ def with_notes(message: str, error: BaseException) -> str:
 
 
 class Program(click.Group):
-    """A group whose commands end with a line and an exit code instead of a traceback."""
+    """A group of the commands in COMMANDS, each imported when it is asked for: starting is most of the time that a
+    small checkpoint takes. They end with a line and an exit code instead of a traceback.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"neuzip.cli.{cmd_name}"), cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -93,10 +99,6 @@ def program() -> None:
     A compressed checkpoint is a valid safetensors file, and decompressing it gives the original file,
     byte for byte.
     """
-
-
-for command in (compress, decompress, verify, inspect, diff, bench, doctor, completion):
-    program.add_command(command)
 
 
 def terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -98,7 +98,7 @@ def commands() -> str:
     parts = []
     with click.Context(program, info_name="neuzip") as parent:
         for name in program.list_commands(parent):
-            command = program.commands[name]
+            command = program.get_command(parent, name)
             with click.Context(command, info_name=name, parent=parent, max_content_width=88) as context:
                 parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)

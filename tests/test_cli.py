@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
-from neuzip.cli.main import program
+from neuzip.cli.main import COMMANDS, program
 
 COMMAND = [sys.executable, "-m", "neuzip.cli.main"]
 SECONDS = 120
@@ -293,7 +293,7 @@ def test_doctor_survives_a_broken_torch(script: str, tmp_path: Path) -> None:
 
 def test_version_and_help() -> None:
     assert run("--version").stdout.startswith("neuzip ")
-    for command in program.commands:
+    for command in COMMANDS:
         assert run(command, "--help").exit_code == 0
         assert "Examples:" in run(command, "--help").stdout
 
