@@ -112,18 +112,23 @@ struct Placement {
   std::atomic<bool> full{false};
 };
 
+// Where a chunk goes if that is known already and has room for any chunk, else null: it will have to be
+// copied.
+uint8_t *known_place(const nz_encode_job &job, const Placement &placement, uint64_t chunk, size_t bound) {
+  if (placement.placed.load(std::memory_order_acquire) != chunk) return nullptr;
+  return job.capacity - placement.end < bound ? nullptr : job.dst + placement.end;
+}
+
 void place_chunk(nz_encode_job *job, Placement *placement, uint64_t chunk, const uint8_t *bytes,
                  size_t size) {
   // Chunks are handed out in order, so whoever holds the predecessor is at work and this wait is short.
   while (placement->placed.load(std::memory_order_acquire) != chunk) std::this_thread::yield();
   const uint64_t at = placement->end;
   const bool fits = size <= job->capacity - at;
-  if (fits)
-    placement->end = at + size;
-  else
-    placement->full.store(true, std::memory_order_relaxed);
+  placement->end = fits ? at + size : at;
+  if (!fits) placement->full.store(true, std::memory_order_relaxed);
   placement->placed.store(chunk + 1, std::memory_order_release);
-  if (fits) std::memcpy(job->dst + at, bytes, size);
+  if (fits && bytes != job->dst + at) std::memcpy(job->dst + at, bytes, size);
 }
 
 // What a thread works with. Kept for its next call: fresh memory costs a small tensor more than coding it.
@@ -163,14 +168,14 @@ const TableCache *table_for(const TableBlob &blob, uint64_t chunk, const TableCa
   return own;
 }
 
-// Where the original bytes begin that are likely encoded next.
+// Where the original bytes begin that are likely next.
 uintptr_t address_of_next(const nz_encode_job *jobs, const std::vector<Prepared> &prepared,
                           const Tasks &tasks) {
   size_t j;
   uint64_t chunk;
   if (!tasks.peek(&j, &chunk)) return 0;
-  const uint64_t at = (chunk << jobs[j].chunk_log2) * static_cast<uint64_t>(prepared[j].layout->width);
-  return reinterpret_cast<uintptr_t>(jobs[j].src) + at;
+  const auto width = static_cast<uint64_t>(prepared[j].layout->width);
+  return reinterpret_cast<uintptr_t>(jobs[j].src) + (chunk << jobs[j].chunk_log2) * width;
 }
 
 void encode_tasks(nz_encode_job *jobs, const std::vector<Prepared> &prepared, Tasks *tasks,
@@ -183,7 +188,7 @@ void encode_tasks(nz_encode_job *jobs, const std::vector<Prepared> &prepared, Ta
     size_t job[kEncodeInterleave];
     uint64_t number[kEncodeInterleave];
     int count = 0;
-    for (; count < kEncodeInterleave && tasks->take(&job[count], &number[count]); count++) {
+    for (; count < kernels().encode_interleave && tasks->take(&job[count], &number[count]); count++) {
       const nz_encode_job &from = jobs[job[count]];
       const Prepared &its = prepared[job[count]];
       const uint64_t at = number[count] << from.chunk_log2;
@@ -192,6 +197,8 @@ void encode_tasks(nz_encode_job *jobs, const std::vector<Prepared> &prepared, Ta
       chunk.table = table_for(its.blob, from.first_chunk + number[count], tables[0], &tables[count]);
       chunk.src = from.src + at * static_cast<uint64_t>(its.layout->width);
       chunk.units = static_cast<size_t>(std::min(from.units - at, uint64_t{1} << from.chunk_log2));
+      chunk.dst =
+          known_place(from, (*placements)[job[count]], number[count], chunk_bound(*its.layout, chunk.units));
     }
     if (!count) return;
     encode_chunks(chunks, count, address_of_next(jobs, prepared, *tasks), scratch);
@@ -205,7 +212,7 @@ void encode_tasks(nz_encode_job *jobs, const std::vector<Prepared> &prepared, Ta
   }
 }
 
-// A chunk's length and checksum32, at any alignment.
+// A chunk's length and checksum32.
 const uint8_t *entry(const nz_decode_job &job, uint64_t chunk) {
   return reinterpret_cast<const uint8_t *>(job.index) + 8 * chunk;
 }

@@ -101,11 +101,12 @@ struct EncodeChunk {
   const TableCache *table;
   const uint8_t *src;
   size_t units;
-  const uint8_t *bytes;  // out: the chunk, until the next call
+  uint8_t *dst;          // chunk_bound bytes to write it to; null: the scratch
+  const uint8_t *bytes;  // out: the chunk, there or, until the next call, in the scratch
   size_t size;           // out
 };
 
-// Encodes one or two chunks side by side into the scratch. `next` is where the original bytes begin that will
+// Encodes one or two chunks side by side. `next` is where the original bytes begin that will
 // be encoded after them, if known: they are fetched into the cache.
 void encode_chunks(EncodeChunk *chunks, int count, uintptr_t next, EncodeScratch *scratch);
 

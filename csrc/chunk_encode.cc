@@ -44,6 +44,7 @@ class ChunkWriter {
     if (bytes != at_) std::memcpy(at_, bytes, n);  // a plane may have been made where it belongs
     at_ += n;
   }
+  uint8_t *begin() const { return begin_; }
   uint8_t *at() const { return at_; }
   void drop(size_t n) { at_ -= n; }
   size_t size() const { return static_cast<size_t>(at_ - begin_); }
@@ -306,7 +307,7 @@ void open_chunk(const EncodeChunk &chunk, OpenChunk *open) {
   const Layout &layout = *chunk.layout;
   const size_t n = chunk.units;
   open->chunk = &chunk;
-  open->writer = ChunkWriter(open->bytes, layout.width);
+  open->writer = ChunkWriter(chunk.dst ? chunk.dst : open->bytes, layout.width);
   for (int p = 0; p < kMaxWidth; p++) open->planes[p] = open->plane_bytes[p];
   // The last plane is the first section (§4), and is most often raw.
   if (layout.width > 1) open->planes[layout.width - 1] = open->writer.at();
@@ -347,7 +348,7 @@ void close_chunk(EncodeChunk *chunk, OpenChunk *open) {
     encode_plain(0, open->planes[0], chunk->units, open, &open->writer);
   }
   open->writer.align();
-  chunk->bytes = open->bytes;
+  chunk->bytes = open->writer.begin();
   chunk->size = open->writer.size();
 }
 

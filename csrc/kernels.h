@@ -73,7 +73,8 @@ using SplitJoint = bool (*)(const uint8_t *plane0, const uint8_t *plane1, uint8_
 
 struct Kernels {
   const char *name;
-  int interleave;  // chunks to decode side by side, for the loops to run at their best: 1, 2 or 4
+  int interleave;         // chunks to decode side by side, for the loops to run at their best: 1, 2 or 4
+  int encode_interleave;  // the same of encoding: 1 or 2
   DecodeRank decode_rank;
   DecodeByte decode_byte;
   EncodeRank encode_rank;

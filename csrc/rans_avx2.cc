@@ -423,6 +423,6 @@ bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, si
 }  // namespace
 
 constexpr Kernels kAvx2Kernels = with_planes(
-    {"avx2", 2, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+    {"avx2", 2, 1, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
 
 }  // namespace nz

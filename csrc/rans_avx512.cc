@@ -373,6 +373,6 @@ bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, si
 }  // namespace
 
 constexpr Kernels kAvx512Kernels = with_planes(
-    {"avx512", 4, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+    {"avx512", 4, 2, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
 
 }  // namespace nz

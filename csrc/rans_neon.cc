@@ -291,6 +291,6 @@ bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, si
 }  // namespace
 
 constexpr Kernels kNeonKernels = with_planes(
-    {"neon", 2, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+    {"neon", 2, 1, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
 
 }  // namespace nz

@@ -45,6 +45,6 @@ bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, si
 }  // namespace
 
 constexpr Kernels kScalarKernels = with_planes(
-    {"scalar", 1, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+    {"scalar", 1, 1, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
 
 }  // namespace nz
