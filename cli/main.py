@@ -9,6 +9,7 @@ Command modules import the library and the presentation libraries inside their f
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from importlib import import_module
@@ -109,6 +110,9 @@ def terminate(number: int, frame: FrameType | None) -> NoReturn:
 def main() -> None:
     """Runs the program on the process's arguments, streams and signals."""
     signal.signal(signal.SIGTERM, terminate)
+    # NumPy's linear algebra, of which nothing here makes use, starts threads that spin for as long as a small
+    # checkpoint takes.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # A name may hold characters that the terminal's encoding lacks.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
