@@ -46,9 +46,9 @@ class Tasks {
     return find(next_.fetch_add(1, std::memory_order_relaxed), job, chunk);
   }
 
-  // The chunk that whoever comes next will get.
-  bool peek(size_t *job, uint64_t *chunk) const {
-    return find(next_.load(std::memory_order_relaxed), job, chunk);
+  // The chunk that will be handed out after `others` more.
+  bool peek(uint64_t others, size_t *job, uint64_t *chunk) const {
+    return find(next_.load(std::memory_order_relaxed) + others, job, chunk);
   }
 
  private:
@@ -168,17 +168,18 @@ const TableCache *table_for(const TableBlob &blob, uint64_t chunk, const TableCa
   return own;
 }
 
-// Where the original bytes begin that are likely next.
+// Where the original bytes begin that this thread will likely encode next, if all threads take turns.
 uintptr_t address_of_next(const nz_encode_job *jobs, const std::vector<Prepared> &prepared,
-                          const Tasks &tasks) {
+                          const Tasks &tasks, int32_t threads) {
+  const auto others = static_cast<uint64_t>(std::max(threads, 1) - 1) * kernels().encode_interleave;
   size_t j;
   uint64_t chunk;
-  if (!tasks.peek(&j, &chunk)) return 0;
+  if (!tasks.peek(others, &j, &chunk)) return 0;
   const auto width = static_cast<uint64_t>(prepared[j].layout->width);
   return reinterpret_cast<uintptr_t>(jobs[j].src) + (chunk << jobs[j].chunk_log2) * width;
 }
 
-void encode_tasks(nz_encode_job *jobs, const std::vector<Prepared> &prepared, Tasks *tasks,
+void encode_tasks(nz_encode_job *jobs, const std::vector<Prepared> &prepared, Tasks *tasks, int32_t threads,
                   std::vector<Placement> *placements) {
   EncodeScratch *const scratch = this_thread().encode_scratch();
   TableCache *const tables = this_thread().tables();
@@ -201,7 +202,7 @@ void encode_tasks(nz_encode_job *jobs, const std::vector<Prepared> &prepared, Ta
           known_place(from, (*placements)[job[count]], number[count], chunk_bound(*its.layout, chunk.units));
     }
     if (!count) return;
-    encode_chunks(chunks, count, address_of_next(jobs, prepared, *tasks), scratch);
+    encode_chunks(chunks, count, address_of_next(jobs, prepared, *tasks, threads), scratch);
     for (int k = 0; k < count; k++) {
       nz_encode_job *const to = &jobs[job[k]];
       const size_t size = chunks[k].units * static_cast<size_t>(chunks[k].layout->width);
@@ -292,7 +293,7 @@ void encode_jobs(nz_encode_job *jobs, size_t count, int32_t threads) {
   const std::vector<Prepared> prepared = prepare_all(jobs, count, NZ_ARGUMENT);
   Tasks tasks(jobs, count);
   std::vector<Placement> placements(count);
-  run_threads(threads, tasks.total(), [&] { encode_tasks(jobs, prepared, &tasks, &placements); });
+  run_threads(threads, tasks.total(), [&] { encode_tasks(jobs, prepared, &tasks, threads, &placements); });
   for (size_t j = 0; j < count; j++) {
     if (jobs[j].status != NZ_OK) continue;
     jobs[j].written = placements[j].end;
