@@ -37,8 +37,9 @@ bool processor_has(int32_t isa) {
   switch (isa) {
 #if defined(NEUZIP_HAVE_AVX2)
     case NZ_AVX2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
-             __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+             __builtin_cpu_supports("popcnt");
 #endif
 #if defined(NEUZIP_HAVE_AVX512)
     case NZ_AVX512:

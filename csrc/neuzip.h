@@ -218,6 +218,36 @@ NZ_API int32_t nz_encode_frames(nz_encode_frame_job *jobs, size_t count, int32_t
 /* Upper bound of a frame of `size` original bytes; 0 if the dtype is unknown or not cut into planes. */
 NZ_API uint64_t nz_frame_bound(int32_t dtype, int32_t ndim, uint64_t size, int32_t chunk_log2);
 
+/* bf16 values in memory at a fixed width of some 12 bits, for products at the speed of memory: what a model's
+ * weights are while it answers. The bytes are this library's own, for no file and no other release; the
+ * functions below trust them.
+ *
+ * Bytes that suffice for `values` values. */
+NZ_API uint64_t nz_fixed_bound(uint64_t values);
+
+/* Writes `values` bf16 values to dst, whose `capacity` is nz_fixed_bound(values). Returns the bytes written;
+ * 0 if the exponents differ too much for this form to save memory. */
+NZ_API uint64_t nz_fixed_encode(const uint8_t *src, uint64_t values, uint8_t *dst, uint64_t capacity);
+
+/* Values `first` … `first + count - 1` of a code of `size` bytes. */
+NZ_API int32_t nz_fixed_decode(const uint8_t *code, uint64_t size, uint64_t first, uint64_t count,
+                               uint8_t *dst, int32_t threads);
+
+/* y = x Wᵀ + bias in bf16, with sums of floats that run as in torch's kernels for x86 processors with AVX2
+ * and without AVX-512: 64 sums over every 64th product, by fused multiply-add, added up in halves. */
+typedef struct {
+  const uint8_t *code; /* W, out_features rows of in_features values, in_features a multiple of 64 */
+  uint64_t size;
+  uint64_t out_features;
+  uint64_t in_features;
+  const uint8_t *x; /* rows · in_features values */
+  uint64_t rows;
+  const uint8_t *bias; /* out_features values, or NULL */
+  uint8_t *y;          /* out: rows · out_features values */
+} nz_fixed_linear_job;
+
+NZ_API int32_t nz_fixed_linear(const nz_fixed_linear_job *job, int32_t threads);
+
 #ifdef __cplusplus
 }
 #endif

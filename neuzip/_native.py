@@ -28,6 +28,7 @@ SEGMENT_COUNTS = 1280
 _MEMORY = -4  # NZ_MEMORY
 
 _HUGE = 1 << 22  # bytes from which large pages are asked for: two of x86-64
+_FIXED_MAGIC = b"NZ12"  # kFixedMagic
 
 # Linux's RENAME_EXCHANGE (linux/fs.h), and RENAME_SWAP of macOS (sys/stdio.h).
 _EXCHANGE = 2
@@ -151,6 +152,18 @@ class EncodeFrameJob(ctypes.Structure):
         ("capacity", ctypes.c_uint64),
         ("written", ctypes.c_uint64),
         ("status", ctypes.c_int32),
+class FixedLinearJob(ctypes.Structure):
+    """``nz_fixed_linear_job``."""
+
+    _fields_ = [
+        ("code", ctypes.c_void_p),
+        ("size", ctypes.c_uint64),
+        ("out_features", ctypes.c_uint64),
+        ("in_features", ctypes.c_uint64),
+        ("x", ctypes.c_void_p),
+        ("rows", ctypes.c_uint64),
+        ("bias", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
     ]
 
 
@@ -200,6 +213,23 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         ctypes.c_uint64,
         [ctypes.c_int32, ctypes.c_int32, ctypes.c_uint64, ctypes.c_int32],
     ),
+    "nz_fixed_bound": (ctypes.c_uint64, [ctypes.c_uint64]),
+    "nz_fixed_encode": (
+        ctypes.c_uint64,
+        [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64],
+    ),
+    "nz_fixed_decode": (
+        ctypes.c_int32,
+        [
+            ctypes.c_void_p,
+            ctypes.c_uint64,
+            ctypes.c_uint64,
+            ctypes.c_uint64,
+            ctypes.c_void_p,
+            ctypes.c_int32,
+        ],
+    ),
+    "nz_fixed_linear": (ctypes.c_int32, [ctypes.POINTER(FixedLinearJob), ctypes.c_int32]),
 }
 """Result and argument types of every function of ``neuzip.h``; a test compares them."""
 
@@ -269,8 +299,8 @@ def isa_select(name: str | None) -> None:
 
 def isa_current() -> str:
     """Name of the instruction set in use."""
-    current: int = _LIBRARY.nz_isa_current()
-    return isa_names()[current]
+    name: bytes = _LIBRARY.nz_isa_name(_LIBRARY.nz_isa_current())
+    return name.decode()
 
 
 def checksum64(buffer: Any) -> int:
@@ -385,6 +415,32 @@ def encode_frames(
     if status:
         raise _error(status)
     return [builder.finish(job.written) for builder, job in zip(builders, jobs, strict=True)]
+def is_fixed(address: int, size: int) -> bool:
+    """Whether what :func:`fixed_encode` makes lies there, and not a frame."""
+    return size >= len(_FIXED_MAGIC) and ctypes.string_at(address, len(_FIXED_MAGIC)) == _FIXED_MAGIC
+
+
+def fixed_encode(values: Bytes) -> Bytes | None:
+    """bf16 values at a fixed width, in the form of ``csrc/fixed_width.h``; None if that saves too little."""
+    count = values.size // 2
+    code = np.empty(_LIBRARY.nz_fixed_bound(count), np.uint8)
+    size = _LIBRARY.nz_fixed_encode(values.ctypes.data, count, code.ctypes.data, code.size)
+    return code[:size].copy() if size else None
+
+
+def fixed_decode(code: Bytes, first: int, out: Bytes, threads: int) -> None:
+    """Values ``first`` … of what :func:`fixed_encode` made, as many as ``out`` has room for."""
+    count = out.size // 2
+    status = _LIBRARY.nz_fixed_decode(code.ctypes.data, code.size, first, count, out.ctypes.data, threads)
+    if status != 0:
+        raise _error(status)
+
+
+def fixed_linear(job: FixedLinearJob, threads: int) -> None:
+    """A product with such values; the buffers are the caller's."""
+    status = _LIBRARY.nz_fixed_linear(ctypes.byref(job), threads)
+    if status != 0:
+        raise _error(status)
 
 
 def _run(function: Any, kind: Any, jobs: Sequence[Any], threads: int) -> None:

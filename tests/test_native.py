@@ -33,6 +33,7 @@ STRUCTURES = {
     "nz_frame": _native.Frame,
     "nz_encode_frame_job": _native.EncodeFrameJob,
     "nz_decode_frame_job": _native.DecodeFrameJob,
+    "nz_fixed_linear_job": _native.FixedLinearJob,
 }
 POINTERS = (ctypes.c_void_p, ctypes.c_char_p)
 

@@ -6,23 +6,19 @@ bf16 with blocks of 512: 3.7 for 0 mantissa bits, 4.7 for 1, 6.6 for 3; 10.6 los
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from neuzip.codec import Options
 from neuzip.errors import InvalidArgument, NeuzipError
+from neuzip.nn.frozen import FrozenTensor
 from neuzip.nn.lossy_code import DTYPES, Precision, check_lossy, encode_lossy, precision_of
 from neuzip.nn.model import MIN_SIZE, Model, Selection, parameter_at, parameter_places, put
 from neuzip.nn.tensor import CompressedTensor
 from neuzip.nn.weight import PIECE_BYTES, Weight
 from neuzip.torch import memory
-
-_REFUSED = (
-    "a lossy weight is for inference and takes no gradient; compress_model(model) makes one that trains"
-)
 
 
 class LossyWeight(Weight):
@@ -59,7 +55,7 @@ class LossyWeight(Weight):
         check_lossy(memory(self.frame.cpu()), self.dtype, self.shape)
 
 
-class LossyTensor(CompressedTensor):
+class LossyTensor(FrozenTensor):
     """A compressed tensor that stands for rounded values. Make one with :meth:`compress_lossy`.
 
     It never requires a gradient. Files and ``state_dict`` copies hold the rounded value, losslessly.
@@ -67,6 +63,7 @@ class LossyTensor(CompressedTensor):
 
     weight: LossyWeight
     weight_class = LossyWeight
+    kind = "lossy"
 
     @classmethod
     def compress(
@@ -97,26 +94,6 @@ class LossyTensor(CompressedTensor):
             dense = dense.dense()
         precision = Precision(mantissa_bits, block_size)
         return cls(LossyWeight.of_precision(dense, precision, level, piece_bytes))
-
-    def whole_frame(self) -> torch.Tensor | None:
-        """None: its bytes are no frame (spec §5), so that files get the dense value."""
-        return None
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func in _SWITCHES and _asks(*args[1:], **(kwargs or {})):
-            raise InvalidArgument(_REFUSED)
-        return super().__torch_function__(func, types, args, kwargs)
-
-
-_SWITCHES = {torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__}  # type: ignore[attr-defined]
-
-
-def _asks(requires_grad: bool = True) -> bool:
-    """What the arguments of a switch say."""
-    return bool(requires_grad)
 
 
 def compress_model_lossy(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from neuzip.nn.fixed_width_code import is_fixed_width, linear_fixed_width
 from neuzip.nn.weight import decode
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ def dense_pieces(
         yield start, stop, piece.to(frame.device)
 
 
-@torch.library.custom_op("neuzip::linear", mutates_args=())
-def _linear_op(
+def _multiply(
     x: torch.Tensor,
     frame: torch.Tensor,
     bias: torch.Tensor | None,
@@ -65,6 +65,8 @@ def _linear_op(
     dtype: torch.dtype,
     piece_bytes: int,
 ) -> torch.Tensor:
+    if is_fixed_width(frame) and (product := linear_fixed_width(x, frame, bias, shape[0])) is not None:
+        return product
     out: torch.Tensor | None = None
     for start, stop, piece in dense_pieces(frame, shape, dtype, piece_bytes):
         part = F.linear(x, piece.to(x.dtype), None if bias is None else bias[start:stop])
@@ -74,6 +76,9 @@ def _linear_op(
             out = x.new_empty((*x.shape[:-1], shape[0]))
         out[..., start:stop] = part
     return x.new_zeros((*x.shape[:-1], shape[0])) if out is None else out
+
+
+_linear_op = torch.library.custom_op("neuzip::linear", _multiply, mutates_args=())
 
 
 @_linear_op.register_fake
@@ -121,7 +126,7 @@ def _embedding_op(
     if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < shape[0]:
         raise IndexError(f"an index is outside of the embedding's {shape[0]} rows")
     out = torch.empty((flat.numel(), shape[1]), dtype=dtype, device=frame.device)
-    block = max(1, _EMBEDDING_BLOCK // max(1, shape[1]))
+    block = 1 if is_fixed_width(host) else max(1, _EMBEDDING_BLOCK // max(1, shape[1]))
     for start in (torch.unique(flat.cpu() // block) * block).tolist():
         rows = scratch((min(block, shape[0] - start), shape[1]), dtype)
         decode(host, rows, first_row=start)
@@ -168,17 +173,32 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias
 
 
+def _is_immediate(x: torch.Tensor, weight: CompressedTensor, bias: torch.Tensor | None) -> bool:
+    """Whether a product is wanted at once: nothing records or traces it. Operators and autograd cost some 50 µs,
+    which a token would pay at every layer.
+    """
+    if torch.compiler.is_compiling() or type(x) is not torch.Tensor:
+        return False
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    return not (torch.is_grad_enabled() and any(each.requires_grad for each in operands))
+
+
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``F.linear`` for a compressed weight (out, in), input (…, in) and bias (out,)."""
     from neuzip.nn.tensor import CompressedTensor
 
-    whole = isinstance(weight, CompressedTensor) and weight.dim() == 2 and weight.is_whole()
-    if not whole or isinstance(x, CompressedTensor):
-        with torch._C.DisableTorchFunctionSubclass():
+    with torch._C.DisableTorchFunctionSubclass():
+        if not isinstance(weight, CompressedTensor) or isinstance(x, CompressedTensor):
             return F.linear(x, weight, bias)
+        if weight.dim() != 2 or not weight.is_whole():
+            return F.linear(x, weight, bias)
+        immediate = _is_immediate(x, weight, bias)
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    if immediate:
+        held, bias = weight.weight, bias.dense() if isinstance(bias, CompressedTensor) else bias
+        return _multiply(x, held.frame, bias, held.shape, held.dtype, held.piece_bytes)
     result: torch.Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return result

@@ -268,7 +268,9 @@ def _to_copy(
 
 def _zeros(tensor: CompressedTensor, size: Any, device: Any) -> CompressedTensor:
     if type(tensor.weight) is not Weight:
-        raise InvalidArgument("only lossless weights can be sharded: rounding depends on the rows around")
+        raise InvalidArgument(
+            "only weights as compress_model makes them can be sharded, not those for inference"
+        )
     zeros = torch.zeros(tuple(size), dtype=tensor.dtype, device=tensor.device if device is None else device)
     return type(tensor).compress(zeros, tensor.weight.level, tensor.weight.piece_bytes)
 

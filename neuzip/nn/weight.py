@@ -11,6 +11,7 @@ import torch
 from neuzip import frame
 from neuzip.codec import Options
 from neuzip.errors import InvalidArgument
+from neuzip.nn.fixed_width_code import decode_fixed_width_rows, is_fixed_width
 from neuzip.nn.lossy_code import decode_lossy_rows, is_lossy
 from neuzip.nn.rows import decode_rows
 from neuzip.torch import dtype_of, memory, native_shape
@@ -34,12 +35,15 @@ def decode(
     """Decodes rows ``first_row`` … of a frame into ``out``, a contiguous CPU tensor of as many rows, and
     returns it.
 
-    frame_bytes: uint8 (frame_size,), or a lossy weight's bytes. ``out`` has the frame's dtype and, but for
-    the first, its dimensions.
+    frame_bytes: uint8 (frame_size,), or the bytes of a lossy or fixed-width weight. ``out`` has the frame's dtype
+    and, but for the first, its dimensions.
     Raises CorruptFrame, TruncatedInput.
     """
     data = memory(frame_bytes)
-    read = decode_lossy_rows if is_lossy(data) else decode_rows
+    if is_fixed_width(frame_bytes):
+        read = decode_fixed_width_rows
+    else:
+        read = decode_lossy_rows if is_lossy(data) else decode_rows
     read(data, out, options, first_row)
     return out
 

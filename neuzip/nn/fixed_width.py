@@ -1,0 +1,112 @@
+"""Models for inference token by token: weights of a fixed width, multiplied as they are decoded.
+
+The form of the weights is that of :mod:`neuzip.nn.fixed_width_code`: lossless, 12 bits a bf16 weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuzip.codec import Options
+from neuzip.errors import InvalidArgument, NeuzipError
+from neuzip.nn.fixed_width_code import encode_fixed_width
+from neuzip.nn.frozen import FrozenTensor
+from neuzip.nn.model import MIN_SIZE, Model, Selection, parameter_at, parameter_places, put
+from neuzip.nn.tensor import CompressedTensor
+from neuzip.nn.weight import PIECE_BYTES, Weight, encode
+
+
+class FixedWidthWeight(Weight):
+    """A weight that holds codes of a fixed width in ``frame``, or a frame where they would save nothing."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(
+        cls, dense: torch.Tensor, level: str = "default", piece_bytes: int = PIECE_BYTES
+    ) -> FixedWidthWeight:
+        """Converts a dense tensor of any strides, on any device; other dtypes than bf16 become frames."""
+        contiguous = dense.detach().contiguous().cpu()
+        code = encode_fixed_width(contiguous) if dense.dtype == torch.bfloat16 else None
+        if code is None:
+            code = encode(contiguous, Options(level=level))
+        return cls(code.to(dense.device), tuple(dense.shape), dense.dtype, level, piece_bytes)
+
+    def shares_form(self, other: Weight) -> bool:
+        return type(other) is FixedWidthWeight and self.dtype == other.dtype
+
+
+class FixedWidthTensor(FrozenTensor):
+    """A compressed bf16 tensor of 12 bits a weight, for inference. Make one with :meth:`compress`.
+
+    It is as lossless as any other. It never requires a gradient. Files, pickles and what other devices and dtypes
+    make of it hold frames.
+    """
+
+    weight: FixedWidthWeight
+    weight_class = FixedWidthWeight
+    kind = "fixed-width"
+
+    @classmethod
+    def compress(
+        cls, dense: torch.Tensor, level: str = "default", piece_bytes: int = PIECE_BYTES
+    ) -> FixedWidthTensor:
+        """A copy of a bf16 tensor, plain or compressed. Raises InvalidArgument for other dtypes."""
+        if isinstance(dense, CompressedTensor):
+            dense = dense.dense()
+        if dense.dtype != torch.bfloat16:
+            raise InvalidArgument(f"only bf16 weights have a fixed width, not {dense.dtype}")
+        return cls(FixedWidthWeight.of(dense, level, piece_bytes))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The code is this library's own affair: a pickle is for other releases too.
+        held = self.weight
+        framed = CompressedTensor.compress(held.dense(), held.level, held.piece_bytes)
+        like = CompressedTensor(framed.weight, self.shape, self.stride(), self.storage_offset())
+        saved = nn.Parameter(like, requires_grad=False) if isinstance(self, nn.Parameter) else like
+        return CompressedTensor.__reduce_ex__(saved, protocol)
+
+
+def compress_model_fixed_width(
+    model: Model,
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    min_size: int = MIN_SIZE,
+    level: str = "default",
+    piece_bytes: int = PIECE_BYTES,
+) -> Model:
+    """Compresses a model's parameters for inference, in place, and returns the model: bf16 ones at a fixed width.
+
+    Its results stay those of the original, to the bit. It takes 12 bits a weight where ``compress_model`` takes 10.6,
+    and answers several times as fast when it makes one token at a time. The parameters, plain or compressed, stop
+    requiring gradients; adapters beside them train. Parameters of other dtypes are compressed as by
+    ``compress_model``.
+
+    The options are those of :func:`compress_model`.
+
+    Raises InvalidArgument for a parameter on the meta device, and for a lossy one.
+    """
+    selection = Selection(include, tuple(exclude), min_size, level, piece_bytes)
+    for places in parameter_places(model):
+        name, parameter = places[0].name, parameter_at(places)
+        if isinstance(parameter, FixedWidthTensor) or not selection.takes(name, parameter):
+            continue
+        if parameter.is_meta:
+            raise InvalidArgument("the parameter has no value yet (meta device)", tensor=name)
+        if isinstance(parameter, FrozenTensor):
+            raise InvalidArgument("the parameter is lossy; start from the original", tensor=name)
+        if parameter.dtype == torch.bfloat16:
+            try:
+                converted = FixedWidthTensor.compress(parameter, level, piece_bytes)
+            except NeuzipError as error:
+                raise error.at(tensor=name) from None
+            put(places, nn.Parameter(converted, requires_grad=False))
+        elif not isinstance(parameter, CompressedTensor):
+            put(places, selection.compress(parameter))
+        del parameter  # the next one's temporaries come without it
+    return model
