@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -71,8 +72,8 @@ def huge_pages() -> str | None:
     return found[1] if found else None
 
 
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def commit() -> str:

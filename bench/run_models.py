@@ -33,7 +33,7 @@ def run(questions: tuple[str, ...], scale: Scale) -> Results:
         date=datetime.now(UTC).date().isoformat(),
         commit=machine.commit(),
         machine=machine.this_machine(),
-        versions=machine.versions(),
+        versions=machine.versions(("neuzip-codec", "numpy", "torch")),
         method=Method(least=scale.rounds, most=scale.rounds),
     )
     for question in questions:

@@ -152,6 +152,9 @@ class EncodeFrameJob(ctypes.Structure):
         ("capacity", ctypes.c_uint64),
         ("written", ctypes.c_uint64),
         ("status", ctypes.c_int32),
+    ]
+
+
 class FixedLinearJob(ctypes.Structure):
     """``nz_fixed_linear_job``."""
 
@@ -415,6 +418,8 @@ def encode_frames(
     if status:
         raise _error(status)
     return [builder.finish(job.written) for builder, job in zip(builders, jobs, strict=True)]
+
+
 def is_fixed(address: int, size: int) -> bool:
     """Whether what :func:`fixed_encode` makes lies there, and not a frame."""
     return size >= len(_FIXED_MAGIC) and ctypes.string_at(address, len(_FIXED_MAGIC)) == _FIXED_MAGIC
