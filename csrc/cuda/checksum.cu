@@ -166,6 +166,7 @@ extern "C" __global__ void __launch_bounds__(NZ_WARPS * 32)
       nz::flag(task, NZ_FAULT_CHECKSUM, status, first_bad);
   });
 }
+NZ_KERNEL(nz_verify);
 
 extern "C" __global__ void __launch_bounds__(NZ_WARPS * 32)
     nz_checksum(const NzJob *jobs, uint32_t count, uint64_t tasks) {
@@ -174,3 +175,4 @@ extern "C" __global__ void __launch_bounds__(NZ_WARPS * 32)
     if (nz::lane_id() == 0) job.chunks[chunk].checksum = sum;
   });
 }
+NZ_KERNEL(nz_checksum);

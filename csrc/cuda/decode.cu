@@ -25,8 +25,9 @@ __device__ __forceinline__ void decode_tasks(const NzJob *jobs, uint32_t count, 
       const NzJob *jobs, uint32_t count, uint64_t tasks, uint32_t *status, uint64_t *first_bad) { \
     __shared__ nz::Workspace<W> shared[NZ_WARPS];                                                 \
     nz::decode_tasks<W>(jobs, count, tasks, status, first_bad, &shared[threadIdx.x / 32]);        \
-  }
-NZ_DECODE(1)
-NZ_DECODE(2)
-NZ_DECODE(4)
-NZ_DECODE(8)
+  }                                                                                               \
+  NZ_KERNEL(nz_decode_w##W)
+NZ_DECODE(1);
+NZ_DECODE(2);
+NZ_DECODE(4);
+NZ_DECODE(8);

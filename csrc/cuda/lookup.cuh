@@ -96,7 +96,7 @@ __device__ __forceinline__ bool load_byte_table(const uint8_t *bytes, Lookup *lo
   const uint8_t *const frequency = bytes + kByteTableHeader + 2 * index;
   bool good = true;
 #pragma unroll 1
-  for (uint32_t i = 0; i < __popc(present); i++) {
+  for (uint32_t i = 0, own = static_cast<uint32_t>(__popc(present)); i < own; i++) {
     const uint32_t f = load_u16(frequency + 2 * i);
     good = good && f >= 1 && f <= 4095;
     sum += f;

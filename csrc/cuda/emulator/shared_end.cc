@@ -1,0 +1,4 @@
+// Linked behind the kernels (shared.h).
+#include "shared.h"
+
+alignas(64) char nz_emulator_shared_end[64];
