@@ -56,7 +56,7 @@ std::string text(const Thread &thread) {
   }
 }
 
-bool same(const Site &a, const Site &b) { return a.line == b.line && !strcmp(a.file, b.file); }
+bool same(const Site &a, const Site &b) { return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)); }
 
 bool meets(const Thread &a, const Thread &b) {
   return a.collective == b.collective && a.mask == b.mask && same(a.site, b.site);
@@ -158,15 +158,17 @@ uint64_t Block::meet(Collective collective, uint32_t mask, uint64_t value, uint3
   self.value = value;
   self.source = source;
   self.site = site;
+  warp.together = !warp.collective || (warp.together && meets(self, peer(self, lowest(warp.collective))));
   check_meeting(self, warp);
   warp.collective |= bit;
   warp.ready &= ~bit;
   char *order = nullptr;
   if (collective == Collective::kSync) {
-    order = &warp.order[lowest(mask)][warp.meetings[lowest(mask)] & 1];
+    Order &group = warp.orders[mask];
+    order = &group.places[group.meetings & 1];
     release(order);
   }
-  if ((warp.collective & mask) == mask) complete(&warp, mask);
+  if (all_there(self, warp)) complete(&warp, mask);
   give_way();
   if (order) acquire(order);
   return self.result;
@@ -183,13 +185,21 @@ void Block::check_meeting(const Thread &self, const Warp &warp) {
              (warp.present >> lane & 1 ? text(peer(self, lane))
                                        : "lane " + std::to_string(lane) + " is not there"));
   }
+  if (warp.together) return;
   for (uint32_t rest = warp.collective; rest; rest &= rest - 1) {
     const Thread &other = peer(self, lowest(rest));
-    const bool related = self.mask >> other.lane() & 1 || other.mask >> self.lane() & 1;
-    if (related && !meets(self, other)) fail(NZ_EMULATOR_DIVERGENCE, text(self) + ", but " + text(other));
-    // The others of its group have been compared with it.
-    if (related && self.mask == ~0u) break;
+    // One that does not wait for this thread may still come.
+    if (!(self.mask >> other.lane() & other.mask >> self.lane() & 1)) continue;
+    if (!meets(self, other)) fail(NZ_EMULATOR_DIVERGENCE, text(self) + ", but " + text(other));
   }
+}
+
+bool Block::all_there(const Thread &self, const Warp &warp) const {
+  if ((warp.collective & self.mask) != self.mask) return false;
+  if (warp.together) return true;
+  for (uint32_t rest = self.mask; rest; rest &= rest - 1)
+    if (!meets(self, peer(self, lowest(rest)))) return false;
+  return true;
 }
 
 void Block::complete(Warp *warp, uint32_t mask) {
@@ -201,7 +211,7 @@ void Block::complete(Warp *warp, uint32_t mask) {
   }
   warp->collective &= ~mask;
   warp->ready |= mask;
-  warp->meetings[lowest(mask)]++;
+  if (self.collective == Collective::kSync) warp->orders[mask].meetings++;
 }
 
 uint64_t Block::result(const Thread &thread, uint32_t mask) const {
@@ -271,7 +281,7 @@ void Block::barrier(Site site) {
   }
   warp.barrier |= 1u << self.lane();
   warp.ready &= ~(1u << self.lane());
-  char *const order = &barrier_order_[barriers_ & 1];
+  char *const order = &barrier_order_.places[barrier_order_.meetings & 1];
   release(order);
   at_barrier_++;
   open_barrier();
@@ -298,7 +308,7 @@ void Block::open_barrier() {
     ready_warps_ |= 1u << w;
   }
   at_barrier_ = 0;
-  barriers_++;
+  barrier_order_.meetings++;
 }
 
 // Goes on with whoever is next, maybe this thread itself.
@@ -307,7 +317,7 @@ void Block::give_way() {
   Warp &warp = warps_[self->number / kLanes];
   if (!warp.ready) ready_warps_ &= ~(1u << self->number / kLanes);
   if (!ready_warps_) {
-    if (left_ != threads_.size()) fail(NZ_EMULATOR_DEADLOCK, text(*self) + ", and nobody can go on");
+    if (left_ != threads_.size()) fail(NZ_EMULATOR_DEADLOCK, text(*self) + ", and so does everyone else");
     Fiber::hand_over(&self->fiber, &host_);
     return;
   }

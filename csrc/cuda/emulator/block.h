@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -38,14 +39,18 @@ struct Thread : Place {
   uint32_t lane() const { return number % kLanes; }
 };
 
+// What orders memory where a group of threads meets again and again: what they released before a meeting, they
+// acquire after it. One who is already at the next must not release to the same place.
+struct Order {
+  uint32_t meetings = 0;
+  char places[2] = {};
+};
+
 // Sets of lanes.
 struct Warp {
   uint32_t present = 0, ready = 0, collective = 0, barrier = 0, left = 0;
-  // __syncwarp orders memory: what a group's lanes released before they met, they acquire after. A group is
-  // known by its lowest lane; it has two places, so that a lane that is already at the next meeting releases
-  // to another.
-  uint32_t meetings[kLanes] = {};
-  char order[kLanes][2] = {};
+  bool together = false;             // whether all lanes that wait in a collective do so in one
+  std::map<uint32_t, Order> orders;  // of __syncwarp, for each mask
 };
 
 // What to run, and how.
@@ -84,6 +89,7 @@ class Block {
   void leave();
   void prepare(const uint3 &index);
   void check_meeting(const Thread &self, const Warp &warp);
+  bool all_there(const Thread &self, const Warp &warp) const;
   void complete(Warp *warp, uint32_t mask);
   uint64_t result(const Thread &thread, uint32_t mask) const;
   void open_barrier();
@@ -103,8 +109,9 @@ class Block {
   std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<Warp> warps_;
   uint32_t ready_warps_ = 0;
-  uint32_t at_barrier_ = 0, left_ = 0, barriers_ = 0;
-  char barrier_order_[2] = {}, begin_ = 0, end_ = 0;
+  uint32_t at_barrier_ = 0, left_ = 0;
+  Order barrier_order_;
+  char begin_ = 0, end_ = 0;
   std::unique_ptr<void, Free> shared_;
   int64_t turn_length_ = 0;
   uint64_t steps_left_;

@@ -125,6 +125,8 @@ T __ldg(const T *at, NZ_SITE) {
   return nz::emulator::load(at, {file, line});
 }
 
+inline float __uint_as_float(uint32_t bits) { return nz::emulator::value_of<float>(bits); }
+inline uint32_t __float_as_uint(float value) { return static_cast<uint32_t>(nz::emulator::bits_of(value)); }
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<uint32_t>(x)) : 32; }
