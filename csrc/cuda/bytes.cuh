@@ -34,6 +34,23 @@ __device__ __forceinline__ uint32_t sum_below(uint32_t value, uint32_t *total) {
   return sum - value;
 }
 
+// The sum of all lanes' values, in every lane; of floats, always added up in the same order.
+template <typename T>
+__device__ __forceinline__ T sum_of(T value) {
+  for (uint32_t step = kWarp / 2; step; step /= 2) value += __shfl_xor_sync(kAll, value, step);
+  return value;
+}
+
+// The least of all lanes' values, in every lane.
+template <typename T>
+__device__ __forceinline__ T least_of(T value) {
+  for (uint32_t step = kWarp / 2; step; step /= 2) {
+    const T other = __shfl_xor_sync(kAll, value, step);
+    value = other < value ? other : value;
+  }
+  return value;
+}
+
 // The unsigned integer of a unit of W bytes.
 template <int W>
 struct UnitOf;

@@ -1,8 +1,8 @@
 /* How the kernels of this directory are launched: their arguments, their blocks, what they read and write.
  *
  * Every kernel takes its arguments from device memory and fixed-width integers, checks nothing that the host
- * could have checked, and reads nothing beyond a chunk's or tensor's own bytes, whatever these hold. All
- * lengths and offsets are 64 bits where a tensor's size bounds them.
+ * could have checked, and reads and writes nothing beyond a chunk's or tensor's own bytes, whatever these
+ * hold. All lengths and offsets are 64 bits where a tensor's size bounds them.
  *
  * A job is one tensor (or a run of whole chunks of one). Chunks of all jobs of a launch are numbered through:
  * job.first is the number of its first, the sum of the chunk counts before. A task is one such chunk, done by
@@ -10,25 +10,33 @@
  * all the work; a good one has as many blocks as fit the GPU at once, but no more than tasks / NZ_WARPS,
  * rounded up. No kernel waits for another block, allocates, or needs cooperative launches.
  *
- * Common kernels, block (32 · NZ_WARPS), no dynamic shared memory:
+ * Kernels of tasks, block (32 · NZ_WARPS), no dynamic shared memory:
  *
- *   nz_decode_w1 … _w8 (jobs, count, tasks, status, first_bad)
+ *   decode.cu    nz_decode_w1 … _w8 (jobs, count, tasks, status, first_bad)
  *       Chunks to original bytes. All jobs of a launch have the kernel's width. Writes status[task];
- * checksums are not looked at. Reads packed, chunks[].offset .size .table, tables; writes original. nz_verify
- * (jobs, count, tasks, status, first_bad) Compares each chunk of `original` with chunks[].checksum and flags
- * it where they differ. To be launched behind nz_decode; widths may be mixed. nz_checksum (jobs, count,
- * tasks) Writes chunks[].checksum of `original`; widths may be mixed. nz_encode_w1 … _w8 (jobs, count, tasks)
- *       Original bytes to chunks, one in each slot. Reads original, chunks[].table, tables; writes slots and
- *       chunks[].size. The bytes are those of the CPU's encoder.
- *   nz_place (jobs, count)
- *       Block (32), grid any. Sums chunks[].size of each job up to chunks[].offset, beginning with
- * job.packed_at. nz_compact (jobs, count, tasks) Copies slots to packed + chunks[].offset. A chunk that ends
- * beyond `capacity` is left out; the host sees that from offset and size. nz_sample (segments, count, counts)
- *       Counts of a sample of each segment, from which nz_plan_counts makes the tables that nz_plan would.
- * Block (256), grid any. nz_split, nz_merge (planes, count) Units to planes and back, nothing coded. Block
- * (256), grid any.
+ *       checksums are not looked at. Reads packed, chunks[].offset .size .table, tables; writes original.
+ *   checksum.cu  nz_verify (jobs, count, tasks, status, first_bad)
+ *       Compares each chunk of `original` with chunks[].checksum and flags it where they differ. To be
+ *       launched behind nz_decode; widths may be mixed.
+ *   checksum.cu  nz_checksum (jobs, count, tasks)
+ *       Writes chunks[].checksum of `original`; widths may be mixed.
+ *   encode.cu    nz_encode_w1 … _w8 (jobs, count, tasks)
+ *       Original bytes to chunks, one in each slot. All jobs of a launch have the kernel's width. Reads
+ *       original, chunks[].table, tables; writes slots and chunks[].size. The bytes are those of the CPU's
+ *       encoder.
+ *   encode.cu    nz_compact (jobs, count, tasks)
+ *       Copies slots to packed + chunks[].offset, behind nz_encode and nz_place; widths may be mixed. A chunk
+ *       that ends beyond `capacity` is left out; the host sees that from offset and size.
  *
- * Multiplication with compressed matrices: matvec.cu, at the end of this file.
+ * Other kernels, any grid:
+ *
+ *   encode.cu    nz_place (jobs, count), block (32)
+ *       Sums chunks[].size of each job up to chunks[].offset, beginning with job.packed_at.
+ *   planes.cu    nz_sample (segments, count, counts), block (256)
+ *       Counts of a sample of each segment, from which nz_plan_counts makes the tables that nz_plan would.
+ *   planes.cu    nz_split, nz_merge (planes, count), block (256)
+ *       Units to planes and back, nothing coded; widths may be mixed.
+ *   matvec.cu    multiplication with compressed matrices, at the end of this file.
  *
  * jobs, status, first_bad …: device pointers. count: uint32_t. tasks: uint64_t.
  * status: uint32_t for each task, an NzFault. first_bad: uint64_t, the lowest task that was flagged; the host
@@ -40,6 +48,10 @@
 
 /* Warps of a block. Each has its own tables in shared memory. */
 #define NZ_WARPS 4
+
+/* Such blocks that a multiprocessor shall hold at least: 80 registers a thread. Left to itself, the compiler
+ * aims at fewer and spills. */
+#define NZ_BLOCKS 6
 
 /* A chunk. */
 typedef struct {
@@ -61,7 +73,7 @@ typedef struct {
   NzChunk *chunks;       /* of each chunk */
   const uint8_t *tables; /* the table blob, aligned to 4; mostly part of the frame */
   uint8_t *slots;        /* encoding: NZ_SLOT_BYTES(width, chunk_log2) for each chunk, aligned to 4 */
-  uint64_t packed_at;    /* encoding: offset of the first chunk */
+  uint64_t packed_at;    /* encoding: offset of the first chunk, a multiple of 4 */
   uint64_t capacity;     /* encoding: bytes at packed */
   uint32_t kind;         /* of the blob: 0 none, 1 rank, 2 byte, 3 joint */
   uint32_t chunk_log2;
@@ -77,12 +89,12 @@ typedef enum {
   NZ_FAULT_CHECKSUM = 3 /* its original bytes have another checksum */
 } NzFault;
 
-/* Bytes that suffice for an encoded chunk and what the encoder keeps beside it while it works. */
+/* Bytes that suffice for an encoded chunk, and for the words of a stream that is given up because it does not
+ * pay: they are placed from the slot's end downwards and may pass what pays by a step's 64 bytes. */
 #define NZ_SLOT_BYTES(width, chunk_log2) ((uint64_t)(width) * (((uint64_t)1 << (chunk_log2)) + 12) + 1024)
 
-/* A segment of a tensor to sample, from nz_plan_segments. counts gets NZ_SEGMENT_COUNTS values for each,
- * which the host has set to 0: how often each byte is plane 0, and, if `heads`, how often each head (§4.6)
- * occurs. */
+/* A segment of a tensor to sample, from nz_plan_segments. counts, uint32_t, gets NZ_SEGMENT_COUNTS values for
+ * each: how often each byte is plane 0, and how often each head (§4.6) occurs, 0 unless `heads`. */
 #define NZ_SEGMENT_COUNTS 1280
 typedef struct {
   const uint8_t *units; /* of the segment; aligned to width */
@@ -103,21 +115,22 @@ typedef struct {
 } NzPlanes;
 
 /* y = x · Wᵀ for a matrix W of bf16 or fp16 that stays compressed: decoded chunk by chunk into shared memory,
- * multiplied in fp32, forgotten. Results do not depend on the grid.
+ * multiplied in fp32, forgotten. Results do not depend on the grid. Checksums are not looked at.
  *
  *   nz_matvec_bf16, nz_matvec_f16 (matvec, tasks, status, first_bad)
- *       Block (32 · NZ_WARPS), dynamic shared memory NZ_WARPS · 2^(chunk_log2 + 1) bytes. Writes `partial`.
+ *       Tasks as above, dynamic shared memory NZ_WARPS · 2^(chunk_log2 + 1) bytes. Writes `partial` and
+ *       status[task]. What a flagged chunk adds to is NaN.
  *   nz_matvec_sum_bf16, nz_matvec_sum_f16 (matvec)
- *       Block (256), grid any. Writes y from `partial`.
+ *       Behind it, block (256), grid any. Writes y from `partial`, added up in the order of the chunks.
  *
- * matvec: device pointer to one NzMatvec. A chunk that is flagged gives no result to trust. */
+ * matvec: device pointer to one NzMatvec; its job.first is 0. */
 #define NZ_MATVEC_BATCH 8
 #define NZ_MATVEC_CHUNK_LOG2 12 /* at most: 4 tiles of 8 KiB and the tables stay below 48 KiB a block */
 typedef struct {
   NzJob job;        /* of the matrix; width 2, chunk_log2 at most NZ_MATVEC_CHUNK_LOG2 */
   uint64_t rows;    /* of the matrix; rows · columns = job.units */
-  uint64_t columns; /* a multiple of 8 */
-  const uint8_t *x; /* batch × columns values of the matrix's type, aligned to 16 */
+  uint64_t columns; /* a multiple of 4 */
+  const uint8_t *x; /* batch × columns values of the matrix's type, aligned to 8 */
   uint8_t *y;       /* batch × rows values of the matrix's type */
   float *partial;   /* batch × (chunks + rows) values: sum of row r in chunk c is at c + r */
   uint32_t batch;   /* 1 … NZ_MATVEC_BATCH */
