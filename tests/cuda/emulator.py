@@ -11,9 +11,11 @@ import enum
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -97,29 +99,60 @@ def _three(sizes: int | tuple[int, int, int]) -> tuple[int, int, int]:
     return (sizes, 1, 1) if isinstance(sizes, int) else sizes
 
 
-def build(name: str = "emulator", *options: str, targets: Sequence[str] = ("cuda_emulator",)) -> Path:
-    """Builds targets in build/``name`` and returns the directory they are in. Skips without CMake or a compiler."""
+def build(name: str, *options: str, kernels: Path | None = None) -> Path:
+    """Builds the library and cuda_replay in build/``name``, and returns their directory. Skips without CMake.
+
+    kernels: a directory to take the place of csrc/cuda.
+    """
     cmake = shutil.which("cmake")
     if cmake is None:
-        pytest.skip("no CMake")
+        unavailable("no CMake")
     directory = ROOT / "build" / name
+    definitions = {
+        "NEUZIP_BUILD_EMULATOR": "ON",
+        "NEUZIP_WERROR": "ON",
+        "NEUZIP_KERNELS": kernels or ROOT / "csrc" / "cuda",
+        "NEUZIP_MORE_KERNELS": CASES / "*.cu",
+        "Python_EXECUTABLE": sys.executable,
+    }
     configure = [
         cmake,
-        f"-S{ROOT}",
-        f"-B{directory}",
-        "-DNEUZIP_BUILD_EMULATOR=ON",
-        "-DNEUZIP_WERROR=ON",
-        f"-DNEUZIP_EMULATED_KERNELS={CASES}/*.cu",
+        "-S",
+        ROOT,
+        "-B",
+        directory,
         *options,
+        *(f"-D{k}={v}" for k, v in definitions.items()),
     ]
-    compile_ = [cmake, "--build", str(directory), f"--parallel={os.cpu_count()}", "--target", *targets]
+    compile_ = [cmake, "--build", directory, "--parallel", "2", "--target", "cuda_replay"]
     for command in (configure, compile_):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+        if "cannot find -l" in done.stderr + done.stdout:
+            unavailable("the compiler comes without this sanitizer's library")
+        assert done.returncode == 0, f"{' '.join(done.args)}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     return directory / "csrc" / "cuda" / "emulator"
+
+
+_QUICK = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -g1")
+
+
+@cache
+def replay(kind: str = "plain") -> Path:
+    """cuda_replay: plain, under AddressSanitizer and UndefinedBehaviorSanitizer (memory), or ThreadSanitizer."""
+    if kind == "plain":
+        return build("emulator") / "cuda_replay"
+    sanitizers = {"memory": "address,undefined", "threads": "thread"}[kind]
+    return build(f"emulator-{kind}", *_QUICK, f"-DNEUZIP_SANITIZE={sanitizers}") / "cuda_replay"
 
 
 @cache
 def load() -> Emulator:
-    """The emulator without sanitizers."""
-    return Emulator(build() / "cuda_emulator.so")
+    """The library, without sanitizers, in this process."""
+    return Emulator(build("emulator") / "cuda_emulator.so")
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skips a test that needs a tool, where the tool is optional."""
+    if os.environ.get("NEUZIP_REQUIRE_CROSS") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)

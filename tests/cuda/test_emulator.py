@@ -107,7 +107,6 @@ def test_shared_memory_is_poisoned(emulator: Emulator) -> None:
     assert found[0] == found[1] != found[2]
 
 
-
 @pytest.mark.parametrize("seed", range(4))
 def test_collectives(emulator: Emulator, seed: int) -> None:
     out = zeros(64 * 11)

@@ -56,7 +56,9 @@ std::string text(const Thread &thread) {
   }
 }
 
-bool same(const Site &a, const Site &b) { return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)); }
+bool same(const Site &a, const Site &b) {
+  return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file));
+}
 
 bool meets(const Thread &a, const Thread &b) {
   return a.collective == b.collective && a.mask == b.mask && same(a.site, b.site);

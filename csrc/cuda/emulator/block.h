@@ -39,8 +39,8 @@ struct Thread : Place {
   uint32_t lane() const { return number % kLanes; }
 };
 
-// What orders memory where a group of threads meets again and again: what they released before a meeting, they
-// acquire after it. One who is already at the next must not release to the same place.
+// What orders memory where a group of threads meets again and again: what they released before a meeting,
+// they acquire after it. One who is already at the next must not release to the same place.
 struct Order {
   uint32_t meetings = 0;
   char places[2] = {};
