@@ -39,6 +39,17 @@ JOB = np.dtype(
 SEGMENT = np.dtype([("units", "<u8"), ("count", "<u8"), ("taken", "<u8"), ("width", "<u4"), ("heads", "<u4")])
 SEGMENT_COUNTS = 1280
 
+PLANES = np.dtype(
+    [
+        ("units", "<u8"),
+        ("planes", "<u8"),
+        ("count", "<u8"),
+        ("stride", "<u8"),
+        ("width", "<u4"),
+        ("padding", "<u4"),
+    ]
+)
+
 MATVEC = np.dtype(
     [
         ("job", JOB),

@@ -15,6 +15,7 @@ STRUCTS = {
     "NzChunk": jobs.CHUNK,
     "NzJob": jobs.JOB,
     "NzSegment": jobs.SEGMENT,
+    "NzPlanes": jobs.PLANES,
     "NzMatvec": jobs.MATVEC,
 }
 SIZES = {"uint64_t": "<u8", "uint32_t": "<u4"}
