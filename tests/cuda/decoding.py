@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -27,8 +27,13 @@ class _Kept:
     """Numbers among the kept buffers."""
 
 
-def job_buffer(script: Script, cases: Sequence[Chunks], places: dict[str, list[Buffer | None]]) -> Buffer:
-    """JOB records of cases, their chunks numbered through, with pointers to each case's buffer for a field."""
+def job_buffer(
+    script: Script, cases: Sequence[Chunks], places: dict[str, list[Buffer | None]], **fields: Sequence[int]
+) -> Buffer:
+    """JOB records of cases, their chunks numbered through, with pointers to each case's buffer for a field.
+
+    fields: other fields' values for each case.
+    """
     records = np.zeros(len(cases), JOB)
     first = 0
     for record, case in zip(records, cases, strict=True):
@@ -38,6 +43,8 @@ def job_buffer(script: Script, cases: Sequence[Chunks], places: dict[str, list[B
         record["chunk_log2"] = case.log2
         record["width"] = case.layout.width
         first += -(-case.units >> case.log2)
+    for name, values in fields.items():
+        records[name] = values
     jobs = script.buffer(records)
     for name, buffers in places.items():
         for number, buffer in enumerate(buffers):
@@ -84,15 +91,23 @@ def check(
     A chunk is either refused by both or has the same bytes; with ``verify`` also if its checksum is wrong.
     """
     script, launches, kept = Script(), [], 0
-    for _, group in groupby(
-        sorted(cases, key=lambda case: case.layout.width), key=lambda case: case.layout.width
-    ):
-        launches.append(_add(script, list(group), verify, grid, kept))
+    for group in by_width(cases):
+        launches.append(_add(script, group, verify, grid, kept))
         kept = launches[-1].first_bad + 1
     expected = [[outcomes(case, verify) for case in launch.chunks] for launch in launches]
     for results in script.run(program, seeds):
         for launch, wanted in zip(launches, expected, strict=True):
             _compare(launch, wanted, results)
+
+
+def by_width(cases: Sequence[Chunks]) -> Iterator[list[Chunks]]:
+    """Cases that one launch may hold."""
+
+    def width(case: Chunks) -> int:
+        return case.layout.width
+
+    for _, group in groupby(sorted(cases, key=width), key=width):
+        yield list(group)
 
 
 def outcomes(case: Chunks, verify: bool) -> list[bytes | None]:

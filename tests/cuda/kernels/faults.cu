@@ -164,3 +164,10 @@ extern "C" __global__ void nz_test_out_of_bounds(uint32_t *out, uint32_t where, 
   start[at] = 1;
 }
 NZ_KERNEL(nz_test_out_of_bounds);
+
+// Writes at an address that is no multiple of four, which a GPU refuses and a CPU does not mind.
+extern "C" __global__ void nz_test_misaligned_store(uint32_t *out) {
+  uint8_t *const bytes = reinterpret_cast<uint8_t *>(out);
+  if (threadIdx.x == 0) *reinterpret_cast<uint32_t *>(bytes + 1) = 1;
+}
+NZ_KERNEL(nz_test_misaligned_store);
