@@ -186,7 +186,9 @@ __device__ __forceinline__ bool encode_local(const EncodeTask<W> &task, const Pl
   store_local_table(*table, count, writer->at());
   complete_table(kLocalBits, table);
   Coded coded;
-  if (!encode_stream(plane, *table, units, 0, units - used, task.end, &coded)) return false;
+  const bool pays = encode_stream(plane, *table, units, 0, units - used, task.end, &coded);
+  __syncwarp();  // the table is written, before others write over it
+  if (!pays) return false;
   writer->record(plane.p, kLocal, 0, 0, coded.words);
   writer->skip(used);
   writer->align();
@@ -233,7 +235,9 @@ __device__ __forceinline__ void pack_six(const EncodeTask<W> &task, uint8_t *sec
 __device__ __forceinline__ uint32_t payload_before(const uint8_t *end) {
   __syncwarp();
   const uint8_t *const pair = end - kPayloadBytes + 2 * lane_id();
-  return pair[0] | static_cast<uint32_t>(pair[1]) << 8;
+  const uint32_t payload = pair[0] | static_cast<uint32_t>(pair[1]) << 8;
+  __syncwarp();  // every lane has read before the bytes are overwritten
+  return payload;
 }
 
 // Brings the chunk's table into shared memory, if it is not there.

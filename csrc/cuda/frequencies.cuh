@@ -43,6 +43,7 @@ __device__ __forceinline__ void load_rank_frequencies(const uint8_t *bytes, Freq
 __device__ __forceinline__ void complete_table(uint32_t bits, Frequencies *table) {
   const uint32_t first = kLaneSymbols * lane_id();
   uint32_t sum = 0, total;
+  __syncwarp();  // nobody reads the frequencies before
 #pragma unroll 1
   for (uint32_t s = first; s < first + kLaneSymbols; s++) sum += table->entries[s];
   uint32_t start = sum_below(sum, &total), best = ~0u;
