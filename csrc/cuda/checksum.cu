@@ -158,7 +158,7 @@ __device__ __forceinline__ uint32_t chunk_checksum(const NzJob &job, uint64_t ch
 
 }  // namespace nz
 
-extern "C" __global__ void __launch_bounds__(NZ_WARPS * 32)
+extern "C" __global__ void __launch_bounds__(NZ_WARPS * 32, NZ_BLOCKS)
     nz_verify(const NzJob *jobs, uint32_t count, uint64_t tasks, uint32_t *status, uint64_t *first_bad) {
   nz::for_each_task(jobs, count, tasks, [&](uint64_t task, const NzJob &job, uint64_t chunk, uint32_t units) {
     if (status[task] != NZ_FAULT_NONE) return;
@@ -168,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(NZ_WARPS * 32)
 }
 NZ_KERNEL(nz_verify);
 
-extern "C" __global__ void __launch_bounds__(NZ_WARPS * 32)
+extern "C" __global__ void __launch_bounds__(NZ_WARPS * 32, NZ_BLOCKS)
     nz_checksum(const NzJob *jobs, uint32_t count, uint64_t tasks) {
   nz::for_each_task(jobs, count, tasks, [&](uint64_t, const NzJob &job, uint64_t chunk, uint32_t units) {
     const uint32_t sum = nz::chunk_checksum(job, chunk, units);

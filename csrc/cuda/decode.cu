@@ -21,7 +21,7 @@ __device__ __forceinline__ void decode_tasks(const NzJob *jobs, uint32_t count, 
 }  // namespace nz
 
 #define NZ_DECODE(W)                                                                              \
-  extern "C" __global__ void __launch_bounds__(NZ_WARPS * 32) nz_decode_w##W(                     \
+  extern "C" __global__ void __launch_bounds__(NZ_WARPS * 32, NZ_BLOCKS) nz_decode_w##W(          \
       const NzJob *jobs, uint32_t count, uint64_t tasks, uint32_t *status, uint64_t *first_bad) { \
     __shared__ nz::Workspace<W> shared[NZ_WARPS];                                                 \
     nz::decode_tasks<W>(jobs, count, tasks, status, first_bad, &shared[threadIdx.x / 32]);        \

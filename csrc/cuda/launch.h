@@ -49,9 +49,9 @@
 /* Warps of a block. Each has its own tables in shared memory. */
 #define NZ_WARPS 4
 
-/* Such blocks that a multiprocessor shall hold at least: 80 registers a thread. Left to itself, the compiler
+/* Such blocks that a multiprocessor shall hold at least: 96 registers a thread. Left to itself, the compiler
  * aims at fewer and spills. */
-#define NZ_BLOCKS 6
+#define NZ_BLOCKS 5
 
 /* A chunk. */
 typedef struct {
