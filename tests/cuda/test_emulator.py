@@ -54,7 +54,12 @@ def test_fault(emulator: Emulator, kernel: str, kind: Kind, message: str, seed: 
 
 
 def test_every_kernel_of_faults_is_tried(emulator: Emulator) -> None:
-    sanitized = {"nz_test_race", "nz_test_race_of_stores", "nz_test_out_of_bounds", "nz_test_misaligned_store"}
+    sanitized = {
+        "nz_test_race",
+        "nz_test_race_of_stores",
+        "nz_test_out_of_bounds",
+        "nz_test_misaligned_store",
+    }
     others = {"nz_test_wait_for_store", "nz_test_uniform_branch"}
     text = (CASES / "faults.cu").read_text(encoding="utf-8")
     kernels = {name for name in emulator.kernels() if f"NZ_KERNEL({name})" in text}

@@ -2,63 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 
 import chunk_cases as cases
 import ml_dtypes
 import numpy as np
 import pytest
-from chunk_cases import Chunks
-from emulator import load
+from emulator import replay
+from products import KERNELS, NONE, matrix, multiply, weights
 
-from neuzip import _native
-from neuzip.cuda.jobs import MATVEC, MATVEC_BATCH, WARPS
+from neuzip.cuda.jobs import MATVEC_BATCH
 from neuzip.layouts import LAYOUTS
 
-KERNELS = {"bf16": ("bf16", np.dtype(ml_dtypes.bfloat16)), "fp16": ("f16", np.dtype(np.float16))}
-NONE = np.uint64(0xFFFFFFFFFFFFFFFF)
 
-
-def matrix(values: np.ndarray, log2: int, level: int = 0) -> Chunks:
-    """A matrix (rows, columns) of halves, encoded by the CPU."""
-    layout = LAYOUTS[next(name for name, (_, dtype) in KERNELS.items() if dtype == values.dtype)]
-    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    blob = _native.plan(layout.id, level, log2, data, values.size)
-    return cases.encode(f"{layout.name} {values.shape}", layout, data.tobytes(), blob, log2)
-
-
-@dataclass
-class Product:
-    y: np.ndarray
-    status: np.ndarray
-    first_bad: int
-
-
-def multiply(weight: Chunks, shape: tuple[int, int], x: np.ndarray, grid: int = 2, seed: int = 0) -> Product:
-    """x (batch, columns) times the transpose of a compressed matrix of a shape."""
-    (rows, columns), batch, chunks = shape, len(x), len(weight.records)
-    name, dtype = KERNELS[weight.layout.name]
-    packed, table = (np.frombuffer(data or b"\0", np.uint8).copy() for data in (weight.packed, weight.table))
-    records, x = weight.records.copy(), np.ascontiguousarray(x)
-    y = np.full((batch, rows), 7, dtype)
-    partial = np.full(batch * (chunks + rows), np.nan, np.float32)
-    matvec = np.zeros(1, MATVEC)
-    job = matvec["job"]
-    job["units"], job["packed"], job["chunks"] = rows * columns, packed.ctypes.data, records.ctypes.data
-    job["tables"], job["kind"] = table.ctypes.data, weight.table[0] if weight.table else 0
-    job["chunk_log2"], job["width"] = weight.log2, 2
-    matvec["rows"], matvec["columns"], matvec["batch"] = rows, columns, batch
-    matvec["x"], matvec["y"], matvec["partial"] = x.ctypes.data, y.ctypes.data, partial.ctypes.data
-    status, first_bad = np.full(chunks, 99, np.uint32), np.array([NONE])
-    arguments = (matvec, np.uint64(chunks), status, first_bad)
-    shared = WARPS << (weight.log2 + 1)
-    load().launch(f"nz_matvec_{name}", grid, 32 * WARPS, arguments, shared=shared, seed=seed, poison=seed)
-    load().launch(f"nz_matvec_sum_{name}", grid, 256, (matvec,), seed=seed)
-    return Product(y, status, int(first_bad[0]))
-
-
-def weights(dtype: np.dtype, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(0, 0.02, shape).astype(np.float32).astype(dtype)
+@pytest.fixture(scope="module")
+def program() -> Path:
+    return replay()
 
 
 SHAPES = ((1, 4), (3, 1000), (7, 1024), (300, 12), (40, 516), (2, 9000))
@@ -66,14 +26,14 @@ SHAPES = ((1, 4), (3, 1000), (7, 1024), (300, 12), (40, 516), (2, 9000))
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_product(name: str, shape: tuple[int, int]) -> None:
+def test_product(program: Path, name: str, shape: tuple[int, int]) -> None:
     """Rows within chunks, and chunks within rows; any grid gives the same bytes."""
     dtype = KERNELS[name][1]
     values = weights(dtype, shape)
     for log2, level, batch in ((10, 0, 1), (12, 1, 3), (10, 1, MATVEC_BATCH)):
         x = weights(dtype, (batch, shape[1]), seed=batch) * dtype.type(50)
         weight = matrix(values, log2, level)
-        product = multiply(weight, shape, x)
+        product = multiply(program, weight, shape, x)
         assert not product.status.any() and product.first_bad == NONE
         wide_x, wide_values = x.astype(np.float64), values.astype(np.float64)
         exact = wide_x @ wide_values.T
@@ -84,12 +44,12 @@ def test_product(name: str, shape: tuple[int, int]) -> None:
         )
         assert (np.abs(product.y.astype(np.float64) - exact) <= sums + rounding).all()
         for grid, seed in ((1, 3), (5, 4)):
-            again = multiply(weight, shape, x, grid, seed)
+            again = multiply(program, weight, shape, x, grid=grid, seed=seed)
             assert again.y.tobytes() == product.y.tobytes()
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_conversions(name: str) -> None:
+def test_conversions(program: Path, name: str) -> None:
     """Rows of a single value: it and the product with it are widened and rounded as IEEE 754 says."""
     dtype = KERNELS[name][1]
     bits = np.unique(
@@ -100,7 +60,7 @@ def test_conversions(name: str) -> None:
     factors = np.array([1, -1, 1 + 2**-7, 1 + 2**-10, 2**-8, 1.5 * 2**-14, 1000, 0.333]).astype(dtype)
     x = np.zeros((len(factors), 4), dtype)
     x[:, 0] = factors
-    y = multiply(matrix(values, 12), values.shape, x).y
+    y = multiply(program, matrix(values, 12), values.shape, x).y
     with np.errstate(all="ignore"):
         products = factors.astype(np.float32)[:, None] * values[:, 0].astype(np.float32)
         expected = (products + np.float32(0)).astype(dtype)
@@ -110,25 +70,25 @@ def test_conversions(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["skewed", "constant", "wide"])
-def test_other_modes(kind: str) -> None:
+def test_other_modes(program: Path, kind: str) -> None:
     """Planes with tables of their own are decoded to their places in shared memory."""
     dtype, shape = KERNELS["bf16"][1], (5, 1000)
     data = np.frombuffer(cases.units(LAYOUTS["bf16"], kind, 5000), dtype).reshape(shape)
     x = np.zeros((2, 1000), dtype)
     x[0, 3] = x[1, 998] = 1
-    y = multiply(matrix(data, 10), shape, x).y
+    y = multiply(program, matrix(data, 10), shape, x).y
     assert (y.astype(np.float32) == data[:, [3, 998]].T.astype(np.float32)).all()
 
 
-def test_bad_chunk() -> None:
+def test_bad_chunk(program: Path) -> None:
     """It is flagged, what it adds to is NaN, and other rows are as ever."""
     shape = (12, 512)
     values = weights(KERNELS["bf16"][1], shape)
     weight, x = matrix(values, 10), weights(KERNELS["bf16"][1], (2, 512), 1)
-    good = multiply(weight, shape, x)
+    good = multiply(program, weight, shape, x)
     packed = bytearray(weight.packed)
     packed[int(weight.records["offset"][2])] = 9
-    bad = multiply(replace(weight, packed=bytes(packed)), shape, x)
+    bad = multiply(program, replace(weight, packed=bytes(packed)), shape, x)
     assert bad.status.tolist() == [0, 0, 1, 0, 0, 0] and bad.first_bad == 2
     touched = np.isin(np.arange(12), (4, 5))
     assert np.isnan(bad.y[:, touched].astype(np.float32)).all()

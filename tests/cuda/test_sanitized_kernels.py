@@ -7,6 +7,7 @@ order memory, so that it sees every place where a barrier is missing.
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ import pytest
 from chunk_cases import CHUNK_UNITS, FEW_SIZES, Chunks, damaged, golden, matrix
 from decoding import check
 from emulator import replay
-from encoding import check_encoding
+from encoding import check_encoding, check_sample
+from planes import check_planes
+from products import KERNELS, NONE, multiply, weights
+from products import matrix as product_matrix
 from script import ReplayError, Script
 
 SIZES = (1, 33, 257)
@@ -64,6 +68,26 @@ def test_many_chunks_without_races(threads: Path) -> None:
     cases = [case for case in matrix((3 * CHUNK_UNITS,)) if case.layout.width == 2 and "weights" in case.name]
     check(threads, cases, [2], grid=1)
     check_encoding(threads, cases, [2], grid=1)
+
+
+def check_others(program: Path) -> None:
+    """Samples, planes, and products of matrices, one of which has a bad chunk."""
+    check_sample(program, [case for case in small() if case.units > 256], [1])
+    check_planes(program, (1, 300), (2,))
+    for _, dtype in KERNELS.values():
+        values, x = weights(dtype, (5, 500)), weights(dtype, (2, 500), seed=1)
+        weight = product_matrix(values, 10)
+        broken = replace(weight, packed=b"\x09" + weight.packed[1:])
+        assert multiply(program, weight, (5, 500), x).first_bad == NONE
+        assert multiply(program, broken, (5, 500), x, grid=1, seed=1).first_bad == 0
+
+
+def test_others_in_bounds(memory: Path) -> None:
+    check_others(memory)
+
+
+def test_others_without_races(threads: Path) -> None:
+    check_others(threads)
 
 
 def run(program: Path, kernel: str, *arguments: np.generic, words: int = 8, shared: int = 0) -> None:
