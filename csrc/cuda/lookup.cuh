@@ -11,7 +11,9 @@ constexpr uint32_t kMainEntries = 255;       // of 256 slots
 constexpr uint32_t kRankEntries = 255 + 16;  // and those of 16 slots in the last 256
 constexpr uint32_t kRankTableBytes = 36;
 constexpr uint32_t kByteTableHeader = 36;
-constexpr uint32_t kBuckets = 512;
+constexpr uint32_t kBuckets = 2048;
+constexpr uint32_t kBucketWidth = (1u << 31) / (kBuckets / 2);  // of slots aligned to the left
+constexpr uint32_t kSymbolMask = 0x3ff;
 
 struct Lookup {
   uint32_t entries[kRankEntries];  // as many as ranks need; bytes need 257
@@ -35,24 +37,33 @@ struct RankTable {
   }
 };
 
-// An entry of a byte table: symbol << 16 | start; one more ends the last.
+// An entry of a byte table: its start at the top, aligned to the left, and its symbol, or its head (§4.6), in
+// the low bits. One more ends the last. Differences are those of the starts: modulo 2^32, where the end is 0,
+// and with low bits that decide nothing, because they ascend with the starts and are all set in what is
+// looked for.
 struct ByteTable {
   const Lookup *lookup;
   uint32_t bits;
 
+  // All lanes together. The low 10 bits are the symbol or head.
   __device__ __forceinline__ uint32_t take(uint32_t *state) const {
-    const uint32_t x = *state, slot = x & ((1u << bits) - 1);
+    const uint32_t x = *state, shift = 32 - bits, slot = x << shift;
     // The bucket knows the symbol of its first slot; the slot's is that or one soon after.
-    const uint32_t *at = lookup->entries + lookup->buckets[slot >> (bits - 9)];
-    uint32_t entry = at[0], next = at[1];
+    const uint32_t *at = lookup->entries + lookup->buckets[slot / kBucketWidth];
+    uint32_t entry = at[0], width = at[1] - entry, offset = (slot | kSymbolMask) - entry;
+    if (__any_sync(kAll, offset >= width)) {
 #pragma unroll 1
-    while ((next & 0xffff) <= slot) {
-      entry = next;
-      next = (++at)[1];
+      do {
+        if (offset >= width) {
+          at++;
+          entry += width;
+          offset -= width;
+          width = at[1] - entry;
+        }
+      } while (__any_sync(kAll, offset >= width));
     }
-    const uint32_t start = entry & 0xffff;
-    *state = ((next & 0xffff) - start) * (x >> bits) + slot - start;
-    return entry >> 16;
+    *state = (width >> shift) * (x >> bits) + (offset >> shift);
+    return entry;
   }
 };
 
@@ -84,8 +95,9 @@ __device__ __forceinline__ uint32_t byte_table_size(const uint8_t *bytes, uint32
   return size <= left ? size : 0;
 }
 
-// A serialised table whose length has been checked, aligned to 4. False if it breaks a rule.
-__device__ __forceinline__ bool load_byte_table(const uint8_t *bytes, Lookup *lookup) {
+// A serialised table whose length has been checked, aligned to 4. False if it breaks a rule. `first` is the
+// head of symbol 0 in a joint table, else 0.
+__device__ __forceinline__ bool load_byte_table(const uint8_t *bytes, uint32_t first, Lookup *lookup) {
   const uint32_t lane = lane_id(), bits = __ldg(bytes), count = load_u16(bytes + 2);
   if (bits < 12 || bits > 14 || __ldg(bytes + 1) || count < 2 || count > 256) return false;
   // A lane has eight symbols.
@@ -106,22 +118,22 @@ __device__ __forceinline__ bool load_byte_table(const uint8_t *bytes, Lookup *lo
 #pragma unroll 1
   for (uint32_t s = 0, i = 0; s < 8; s++) {
     if (!(present >> s & 1)) continue;
-    lookup->entries[index + i] = (8 * lane + s) << 16 | start;
+    lookup->entries[index + i] = start << (32 - bits) | (first + 8 * lane + s);
     start += load_u16(frequency + 2 * i++);
   }
   if (lane == 0) {
-    lookup->entries[count] = total;
+    lookup->entries[count] = kSymbolMask;
     lookup->bits = bits;
   }
   __syncwarp();
 #pragma unroll 1
   for (uint32_t b = lane; b < kBuckets; b += kWarp) {
-    const uint32_t slot = b << (bits - 9);
+    const uint32_t slot = b * kBucketWidth | kSymbolMask;
     uint32_t low = 0, high = count;
 #pragma unroll 1
     while (high - low > 1) {
       const uint32_t middle = (low + high) / 2;
-      if ((lookup->entries[middle] & 0xffff) <= slot)
+      if (lookup->entries[middle] <= slot)
         low = middle;
       else
         high = middle;

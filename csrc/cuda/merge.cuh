@@ -127,14 +127,13 @@ struct Plane0 {
   }
 };
 
-// Mode joint: the symbol is the head above 4 · base.
+// Mode joint: the head, below bits of no meaning, instead of plane 0.
 template <int W>
 struct Heads {
   typedef typename UnitOf<W>::Type Type;
-  uint32_t first;  // 4 · base
 
-  __device__ __forceinline__ Type unit(uint32_t symbol, Type low) const {
-    const uint32_t pair = (symbol + first) << 6 | (static_cast<uint32_t>(low >> 8 * (W - 2)) & 63);
+  __device__ __forceinline__ Type unit(uint32_t head, Type low) const {
+    const uint32_t pair = head << 6 | (static_cast<uint32_t>(low >> 8 * (W - 2)) & 63);
     return make_unit<W>(__byte_perm(pair, 0, 0x1010) >> 1, low);
   }
 };
