@@ -1,4 +1,4 @@
-// bf16 and fp16 as fp32 and back, in integers: the same on a GPU and in the emulator, and no header needed.
+// bf16 and fp16 as fp32 and back, without the headers that NVRTC may lack.
 #ifndef NEUZIP_CUDA_HALVES_H
 #define NEUZIP_CUDA_HALVES_H
 
@@ -19,11 +19,17 @@ struct Bf16 {
 
 struct Fp16 {
   static __device__ __forceinline__ float wide(uint32_t bits) {
+#if defined(__CUDACC__)
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<uint16_t>(bits)));
+    return value;
+#else
     // Exponent and mantissa where fp32 has them; the product puts the bias right, subnormals included.
     const uint32_t magnitude = bits & 0x7fff, sign = (bits & 0x8000) << 16;
     const float scaled = __uint_as_float(magnitude << 13) * __uint_as_float((127 + 112) << 23);
     const uint32_t special = magnitude >= 0x7c00 ? 0x7f800000 : 0;  // Inf and NaN
     return __uint_as_float(__float_as_uint(scaled) | special | sign);
+#endif
   }
 
   // To the nearest, ties to even. A NaN stays one.

@@ -12,20 +12,41 @@ __device__ __forceinline__ uint64_t chunk_count(const NzJob &job) {
   return ((job.units - 1) >> job.chunk_log2) + 1;
 }
 
-// The product of `count` values, a multiple of 4, at addresses that are multiples of 8. Products of two
-// halves are exact in fp32.
+// Four halves, wide.
 template <typename Value>
-__device__ __forceinline__ float dot(const uint16_t *w, const uint16_t *x, uint32_t count) {
-  float sum = 0;
-#pragma unroll 2
-  for (uint32_t i = 4 * lane_id(); i < count; i += 4 * kWarp) {
-    const uint64_t a = *reinterpret_cast<const uint64_t *>(w + i);
-    const uint64_t b = *reinterpret_cast<const uint64_t *>(x + i);
-#pragma unroll
-    for (uint32_t shift = 0; shift < 64; shift += 16)
-      sum += Value::wide(a >> shift & 0xffff) * Value::wide(b >> shift & 0xffff);
+struct Four {
+  float value[4];
+
+  __device__ __forceinline__ explicit Four(uint64_t bits) {
+    const uint32_t low = static_cast<uint32_t>(bits), high = static_cast<uint32_t>(bits >> 32);
+    value[0] = Value::wide(low & 0xffff);
+    value[1] = Value::wide(low >> 16);
+    value[2] = Value::wide(high & 0xffff);
+    value[3] = Value::wide(high >> 16);
   }
-  return sum_of(sum);
+};
+
+// Adds the products of `count` values, a multiple of 4, with those of each vector; these are `stride` apart.
+// Addresses are multiples of 8. Products of two halves are exact in fp32.
+template <typename Value>
+__device__ __forceinline__ void add_products(const uint16_t *w, const uint16_t *x, uint64_t stride,
+                                             uint32_t batch, uint32_t count, float *sums) {
+  const uint64_t *weights = reinterpret_cast<const uint64_t *>(w) + lane_id();
+  const uint64_t *const end = reinterpret_cast<const uint64_t *>(w + count);
+  x += 4 * lane_id();
+#pragma unroll 1
+  for (; weights < end; weights += kWarp, x += 4 * kWarp) {
+    const Four<Value> weight(*weights);
+    const uint16_t *at = x;
+#pragma unroll
+    for (uint32_t b = 0; b < NZ_MATVEC_BATCH; b++) {
+      if (b == batch) break;
+      const Four<Value> other(__ldg(reinterpret_cast<const uint64_t *>(at)));
+#pragma unroll
+      for (uint32_t k = 0; k < 4; k++) sums[b] += weight.value[k] * other.value[k];
+      at += stride;
+    }
+  }
 }
 
 // A chunk's part of each row it touches, times each vector.
@@ -34,15 +55,20 @@ __device__ __forceinline__ void multiply_chunk(const NzMatvec &m, uint64_t chunk
                                                const uint16_t *tile, bool good) {
   const uint64_t first = chunk << m.job.chunk_log2, places = chunk_count(m.job) + m.rows;
   const uint16_t *const x = reinterpret_cast<const uint16_t *>(m.x);
+  const float start = good ? 0.0f : __uint_as_float(0x7fffffff);  // NaN
   uint64_t row = first / m.columns, column = first % m.columns;
 #pragma unroll 1
   for (uint32_t at = 0; at < units; row++) {
     const uint64_t left = m.columns - column;
     const uint32_t count = left < units - at ? static_cast<uint32_t>(left) : units - at;
-#pragma unroll 1
-    for (uint32_t b = 0; b < m.batch; b++) {
-      const float sum = good ? dot<Value>(tile + at, x + b * m.columns + column, count)
-                             : __uint_as_float(0x7fffffff);  // NaN
+    float sums[NZ_MATVEC_BATCH];
+#pragma unroll
+    for (uint32_t b = 0; b < NZ_MATVEC_BATCH; b++) sums[b] = start;
+    if (good) add_products<Value>(tile + at, x + column, m.columns, m.batch, count, sums);
+#pragma unroll
+    for (uint32_t b = 0; b < NZ_MATVEC_BATCH; b++) {
+      if (b == m.batch) break;
+      const float sum = sum_of(sums[b]);
       if (lane_id() == 0) m.partial[b * places + chunk + row] = sum;
     }
     at += count;
