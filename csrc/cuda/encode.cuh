@@ -30,10 +30,10 @@ struct Head {
   const Type *units;
   uint32_t first;  // the head of symbol 0
 
-  __device__ __forceinline__ uint32_t at(uint32_t i) const {
-    return static_cast<uint32_t>(rotate<W>(__ldg(units + i)) >> (8 * W - 10));
+  __device__ __forceinline__ uint32_t value(Type unit) const {
+    return static_cast<uint32_t>(rotate<W>(unit) >> (8 * W - 10));
   }
-  __device__ __forceinline__ uint32_t symbol(uint32_t i) const { return min(at(i) - first, kNoSymbol); }
+  __device__ __forceinline__ uint32_t symbol(Type unit) const { return min(value(unit) - first, kNoSymbol); }
 };
 
 // A chunk being written into a slot, sections in file order. All lanes hold the same.
@@ -78,13 +78,13 @@ __device__ __forceinline__ bool encode_stream(const Symbols &symbols, const Freq
   const uint32_t lane = lane_id(), lower = (1u << lane) - 1, bits = table.bits, fill = table.fill;
   uint32_t x = kLow | payload, words = 0, patches = 0;
   uint32_t i = (units - 1) / kWarp * kWarp + lane;
-  uint32_t symbol = i < units ? symbols.symbol(i) : kNoSymbol;
+  typename Symbols::Type unit = i < units ? __ldg(symbols.units + i) : 0;
 #pragma unroll 1
   for (; kStateBytes + 2 * words + Symbols::kPatchBytes * patches < limit; i -= kWarp) {
     const bool active = i < units;
-    uint32_t entry = table.entries[symbol];
+    uint32_t entry = table.entries[symbols.symbol(unit)];
     const bool last = i < kWarp;
-    if (!last) symbol = symbols.symbol(i - kWarp);  // on its way while this one is encoded
+    if (!last) unit = __ldg(symbols.units + i - kWarp);  // on its way while this one is encoded
     patches += __popc(__ballot_sync(kAll, active && !entry));
     if (!entry) entry = fill;
     const uint32_t frequency = entry & 0xffff;
@@ -111,11 +111,12 @@ __device__ __forceinline__ void write_patches(const Symbols &symbols, const Freq
   const uint32_t lower = (1u << lane_id()) - 1;
 #pragma unroll 1
   for (uint32_t i = lane_id(); i - lane_id() < units; i += kWarp) {
-    const bool missing = i < units && !table.entries[symbols.symbol(i)];
+    const typename Symbols::Type unit = i < units ? __ldg(symbols.units + i) : 0;
+    const bool missing = i < units && !table.entries[symbols.symbol(unit)];
     const uint32_t all = __ballot_sync(kAll, missing);
     if (missing) {
       uint8_t *const patch = to + Symbols::kPatchBytes * __popc(all & lower);
-      const uint32_t value = symbols.at(i);
+      const uint32_t value = symbols.value(unit);
       patch[0] = static_cast<uint8_t>(i);
       patch[1] = static_cast<uint8_t>(i >> 8);
       patch[2] = static_cast<uint8_t>(value);

@@ -29,10 +29,11 @@ struct Plane {
   const Type *units;
   int p;
 
-  __device__ __forceinline__ uint32_t at(uint32_t i) const {
-    return static_cast<uint32_t>(rotate<W>(__ldg(units + i)) >> 8 * (W - 1 - p)) & 0xff;
+  __device__ __forceinline__ uint32_t value(Type unit) const {
+    return static_cast<uint32_t>(rotate<W>(unit) >> 8 * (W - 1 - p)) & 0xff;
   }
-  __device__ __forceinline__ uint32_t symbol(uint32_t i) const { return at(i); }
+  __device__ __forceinline__ uint32_t symbol(Type unit) const { return value(unit); }
+  __device__ __forceinline__ uint32_t at(uint32_t i) const { return value(__ldg(units + i)); }
 };
 
 }  // namespace nz
