@@ -87,7 +87,7 @@ def archive(file: MappedFile, draft: Path, destination: Path, options: Options, 
     """
     if is_archive(file):
         raise InvalidArgument("already compressed", file=file.path)
-    structure = find_parts(ViewSource(file.view))
+    structure = find_parts(ViewSource(file.view), file.path)
     with created_file(draft, mode=file.mode, destination=destination) as out:
         sha256 = write_archive(file.view, structure.kind, structure.parts, out, options, advance)
         file.check_unchanged()

@@ -7,12 +7,15 @@ rules of its kind is a file of no kind.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 from neuzip.errors import NeuzipError
-from neuzip.kinds import torch_file, zip_directory
-from neuzip.kinds.part import Part, Source, plain_part
+from neuzip.files import MappedFile
+from neuzip.kinds import gguf_file, numpy_file, onnx_file, torch_file, zip_directory
+from neuzip.kinds.part import Part, Source, ViewSource, plain_part
 from neuzip.safetensors_header import HEADER_LIMIT, LENGTH, parse_header
 
 
@@ -22,6 +25,9 @@ class Kind(IntEnum):
     OTHER = 0
     SAFETENSORS = 1
     TORCH = 2
+    GGUF = 3
+    NUMPY = 4
+    ONNX = 5
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,11 @@ class Structure:
     parts: tuple[Part, ...]
 
 
-def find_parts(source: Source) -> Structure:
-    """What is in a file. Of a broken one, and one of no kind, nothing is known."""
+def find_parts(source: Source, path: Path | None = None) -> Structure:
+    """What is in a file. Of a broken one, and one of no kind, nothing is known.
+
+    path: of the file, if what lies beside it may say what it is: ONNX models have tensors in files of their own.
+    """
     head = bytes(source.read(0, min(_HEAD_BYTES, source.size)))
     for kind, at, magic, read in _READERS:
         if head[at:].startswith(magic):
@@ -43,7 +52,18 @@ def find_parts(source: Source) -> Structure:
                 continue
             if parts is not None:
                 return Structure(kind, tuple(_disjoint(parts, source.size)))
-    return Structure(Kind.OTHER, ())
+    external = _external(path, source.size) if path is not None else []
+    return Structure(Kind.ONNX if external else Kind.OTHER, tuple(_disjoint(external, source.size)))
+
+
+def _external(path: Path, size: int) -> list[Part]:
+    """The tensors that ONNX models in the same folder have in this file."""
+    found: list[Part] = []
+    for model in sorted(path.parent.glob("*.onnx"))[:_MODEL_LIMIT]:
+        with suppress(NeuzipError), MappedFile(model) as file:
+            if bytes(file.view[:1]) == onnx_file.MAGIC:
+                found += onnx_file.read_external(ViewSource(file.view), path.name, size)
+    return found
 
 
 def _safetensors(source: Source) -> list[Part]:
@@ -62,9 +82,14 @@ def _torch(source: Source) -> list[Part] | None:
 _READERS: tuple[tuple[Kind, int, bytes, Callable[[Source], Iterable[Part] | None]], ...] = (
     (Kind.TORCH, 0, zip_directory.MAGIC, _torch),
     (Kind.TORCH, 0, torch_file.PICKLE_MAGIC, _torch),
+    (Kind.NUMPY, 0, zip_directory.MAGIC, numpy_file.read_npz),
+    (Kind.NUMPY, 0, numpy_file.MAGIC, numpy_file.read_npy),
+    (Kind.GGUF, 0, gguf_file.MAGIC, gguf_file.read_gguf),
     (Kind.SAFETENSORS, LENGTH.size, b"{", _safetensors),
+    (Kind.ONNX, 0, onnx_file.MAGIC, onnx_file.read_onnx),
 )
 _HEAD_BYTES = 16
+_MODEL_LIMIT = 32
 
 
 def _disjoint(parts: Iterable[Part], size: int) -> list[Part]:
