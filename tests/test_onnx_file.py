@@ -39,11 +39,11 @@ def test_every_type() -> None:
     assert set(_DTYPES) == {number for number, name in names.items() if name not in left}
     tensors = []
     for kind, name in _DTYPES.items():
-        count = 1000 * 8 // DTYPES[name].bits
-        tensors.append(raw(f"layer.{kind}/ü", kind, (count // 2, 2), weights(name, count)[:1000]))
+        count = 1024 * 8 // DTYPES[name].bits
+        tensors.append(raw(f"layer.{kind}/ü", kind, (count // 2, 2), weights(name, count)[:1024]))
     data = model(*tensors).SerializeToString()
     for kind, name in _DTYPES.items():
-        assert found(data)[f"layer.{kind}/ü"] == (name, (1000 * 4 // DTYPES[name].bits, 2))
+        assert found(data)[f"layer.{kind}/ü"] == (name, (1024 * 4 // DTYPES[name].bits, 2))
         bits = onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize * 8
         assert DTYPES[name].bits in (bits, 4)
     assert restored(packed(data)) == data
