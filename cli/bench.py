@@ -33,7 +33,8 @@ def bench(src: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
     The others are zstd and, where installed, ZipNN (pip install zipnn) and lmz (pip install lmzip). Each
     codec compresses and decompresses every tensor once, in turn, with the same number of threads, and its
     output is compared byte for byte. Speeds are of original bytes. Rows from and to files include reading,
-    writing and file checksums. SRC is a safetensors file, compressed or not.
+    writing and file checksums. SRC is a file with tensors of any kind,
+    compressed or not.
     """
     from neuzip.cli.comparison import compare
     from neuzip.errors import CorruptFrame

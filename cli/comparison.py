@@ -12,8 +12,9 @@ import numpy as np
 
 from neuzip.cli.peers import Codec, Tensor, Unsupported, find_codecs
 from neuzip.codec import Options
-from neuzip.container import Container
-from neuzip.reader import read_bytes
+from neuzip.kinds.part import Part, split_fields
+from neuzip.layouts import DTYPES
+from neuzip.tensor_file import TensorFile, open_tensors
 
 WARM_BYTES = 3 << 19  # run before the clock starts; a multiple of every element's size
 BATCH_BYTES = 256 << 20  # of tensors measured at a time; about four times as much is held in memory
@@ -75,13 +76,13 @@ class Comparison:
 def compare(
     path: Path, threads: int | None, progress: Callable[[int, int], None] | None = None
 ) -> Comparison:
-    """Runs all codecs over a safetensors file. progress: called with the bytes done and in all, of all."""
+    """Runs all codecs over a file's tensors. progress: called with the bytes done and in all, of all."""
     options = Options(threads=threads)
     codecs, absent = find_codecs(options.thread_count)
     scores = [Score(codec) for codec in codecs]
-    with Container.open(path) as container:
-        total, done = container.original.data_size * len(scores), 0
-        for batch in batches(container, options):
+    with open_tensors(path, options) as file:
+        total, done = sum(part.size for part in file.tensors) * len(scores), 0
+        for batch in batches(file):
             for score in scores:
                 score.run(batch)
                 done += sum(len(tensor.data) for tensor in batch)
@@ -90,17 +91,31 @@ def compare(
     return Comparison(path, options.thread_count, scores, absent)
 
 
-def batches(container: Container, options: Options) -> Iterator[list[Tensor]]:
+def batches(file: TensorFile) -> Iterator[list[Tensor]]:
     """The file's tensors in memory, each batch of one dtype and of at most BATCH_BYTES or one tensor."""
     pending: dict[str, list[Tensor]] = {}
-    for entry in container.entries.values():
-        if entry.size == 0:
+    for part in file.tensors:
+        if part.size == 0:
             continue
-        batch = pending.setdefault(entry.dtype.name, [])
-        if batch and sum(len(tensor.data) for tensor in batch) + entry.size > BATCH_BYTES:
-            yield batch
-            batch = pending[entry.dtype.name] = []
-        data = np.empty(entry.size, np.uint8)
-        read_bytes(container, entry, 0, data, options)
-        batch.append(Tensor(entry.name, entry.dtype, entry.shape, data))
+        for tensor in columns(file, part):
+            batch = pending.setdefault(tensor.dtype.name, [])
+            if batch and sum(len(held.data) for held in batch) + len(tensor.data) > BATCH_BYTES:
+                yield batch
+                batch = pending[tensor.dtype.name] = []
+            batch.append(tensor)
     yield from pending.values()
+
+
+def columns(file: TensorFile, part: Part) -> Iterator[Tensor]:
+    """A tensor; of quantised blocks the scales and the codes, each as a tensor, to every codec alike."""
+    data = np.empty(part.size, np.uint8)
+    file.read(part, 0, data)
+    if len(part.fields) == 1:
+        dtype, shape = part.fields[0][0], part.shape
+        if dtype.name == "C128":  # some codecs are given safetensors files, which have no such type
+            dtype, shape = DTYPES["F64"], (*shape, 2)
+        yield Tensor(part.name, dtype, shape, data)
+        return
+    for number, (dtype, count, column) in enumerate(split_fields(part, data)):
+        shape = part.size // part.record_size, count
+        yield Tensor(f"{part.name} [{number}]", dtype, shape, column)

@@ -14,11 +14,12 @@ from neuzip.cli.progress import progress_bar
     epilog=options.show_examples(
         "neuzip compress model.safetensors         writes model.nz.safetensors",
         "neuzip compress Llama-3-8B/ --level max   writes Llama-3-8B.nz/",
+        "neuzip compress pytorch_model.bin         writes pytorch_model.bin.nz",
         "neuzip compress model.safetensors -o small.nz.safetensors --rm",
     )
 )
 @options.source
-@options.destination("X.safetensors to X.nz.safetensors, directory D to D.nz")
+@options.destination("X.safetensors to X.nz.safetensors, any other X to X.nz")
 @click.option(
     "--level",
     type=click.Choice(["default", "max"]),
@@ -41,9 +42,10 @@ def compress(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Compress SRC, a safetensors file or a model's directory.
+    """Compress SRC, a file of any kind or a model's directory.
 
-    Of a directory, safetensors files are compressed and all others copied; nothing is lost. Interrupted,
+    What shrinks are the tensors in safetensors, PyTorch, GGUF, NumPy and ONNX files; any other file goes through
+    zstandard. Of a directory every file is kept, text as it is, for libraries to read; nothing is lost. Interrupted,
     it goes on from there when the command is repeated.
     """
     from neuzip.checkpoint import compress_file

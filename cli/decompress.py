@@ -17,7 +17,7 @@ from neuzip.cli.progress import progress_bar
     )
 )
 @options.source
-@options.destination("X.nz.safetensors to X.safetensors, directory D.nz to D")
+@options.destination("X.nz.safetensors to X.safetensors, any other X.nz to X")
 @options.threads
 @options.remove
 @options.force

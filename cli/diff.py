@@ -23,7 +23,7 @@ BAR = 40  # columns of the longest bar of the histogram
     epilog=options.show_examples(
         "neuzip diff model.safetensors model.nz.safetensors   is it still the same model",
         "neuzip diff base/ fine-tuned.nz/                     what training changed",
-        "neuzip diff a.safetensors b.safetensors --json | jq '.tensors[].name'",
+        "neuzip diff model.pt model.safetensors --json | jq '.tensors[].name'",
     )
 )
 @click.argument("a", type=options.FilePath())
@@ -35,8 +35,8 @@ BAR = 40  # columns of the longest bar of the histogram
 def diff(ctx: click.Context, a: Path, b: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
     """Show which tensors of A and B differ, and by how much.
 
-    A and B are safetensors files or directories of them, each compressed or not, and sharded as they like:
-    tensors are paired by name. Metadata and other files are not compared.
+    A and B are files with tensors (safetensors, PyTorch, GGUF, NumPy, ONNX) or directories of them, each compressed
+    or not, and sharded as they like: tensors are paired by name. Metadata and other files are not compared.
 
     bits counts the bits that differ, signs the numbers whose sign does, NaN the elements that are NaN on either
     side. ULP is the distance in steps between neighbouring values of the type; −0 and +0 are 0 apart.

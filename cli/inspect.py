@@ -20,7 +20,7 @@ WIDE = 110  # columns of a terminal that shows everything
 @click.command(
     epilog=options.show_examples(
         "neuzip inspect model.nz.safetensors          how far from the entropy bound",
-        "neuzip inspect model.safetensors             what compression could reach",
+        "neuzip inspect pytorch_model.bin             what compression could reach",
         "neuzip inspect model.nz.safetensors --html report.html",
         "neuzip inspect model.nz.safetensors --json | jq '.files[0].tensors[0]'",
     )
@@ -36,7 +36,8 @@ def inspect(
 ) -> None:
     """Show where SRC's bytes go, tensor by tensor.
 
-    SRC is a safetensors file, compressed or not, or a directory of them.
+    SRC is a file in which tensors are known (safetensors, PyTorch, GGUF, NumPy, ONNX), compressed or not, or a
+    directory of them.
 
     exp bits is the entropy of the exponents in bits an element. bound is the ratio at which the exponent
     plane takes its order-0 entropy and all other bits are stored as they are; gap is ratio minus bound,
@@ -47,7 +48,8 @@ def inspect(
     the worst and the best tensors, and tensors that hold the same bytes.
     """
     from neuzip.files import refuse_existing
-    from neuzip.inspection import inspect_file, list_files
+    from neuzip.inspection import inspect_file
+    from neuzip.tensor_file import list_files
 
     if html is not None:  # now, not after an hour
         refuse_existing(html, force=force, directory=False)

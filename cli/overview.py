@@ -39,6 +39,8 @@ class Row:
     def planes(self) -> list[tuple[int, float]]:
         """Original bytes, and bytes held, of each plane; none if the tensor is not held in planes."""
         tensor = self.tensor
+        if tensor.dtype not in DTYPES or (tensor.compressed_size is not None and not tensor.plane_sizes):
+            return []
         width = DTYPES[tensor.dtype].layout.width
         units = tensor.original_size // width
         if tensor.compressed_size is not None:

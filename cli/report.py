@@ -40,8 +40,8 @@ def count_files(report: Report) -> str:
     """` in 14 files (3 compressed)` for a directory, nothing for a file."""
     if len(report.files) < 2:
         return ""
-    containers = sum(file.coding == "container" for file in report.files)
-    return f" in {len(report.files)} files ({containers} compressed)"
+    compressed = sum(file.coding in ("container", "archive") for file in report.files)
+    return f" in {len(report.files)} files ({compressed} compressed)"
 
 
 def show(report: Report, summary: str, as_json: bool, quiet: bool) -> None:

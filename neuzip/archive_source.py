@@ -22,14 +22,14 @@ class ArchiveSource:
     """What the readers of file kinds read of an archive (kinds.part.Source)."""
 
     def __init__(self, archive: Archive, options: Options) -> None:
-        self._archive, self._options = archive, options
+        self.archive, self._options = archive, options
         self._starts = [segment.start for segment in archive.segments]
         self._held: tuple[int, Bytes] = (-1, np.empty(0, np.uint8))  # a segment, for reads in a row
 
     @property
     def size(self) -> int:
         """Bytes of the original file."""
-        return self._archive.original_size
+        return self.archive.original_size
 
     def read(self, start: int, size: int) -> memoryview:
         """See kinds.part.Source. Errors of damaged segments as those of Archive.decode."""
@@ -37,14 +37,14 @@ class ArchiveSource:
         if size == 0:
             return memoryview(b"")
         number = self._number(start)
-        segment = self._archive.segments[number]
+        segment = self.archive.segments[number]
         if start + size > segment.start + segment.size:
             out = np.empty(size, np.uint8)
             self.fill([(start, out)])
             return out.data
         if self._held[0] != number:
             data = np.empty(segment.size, np.uint8)
-            self._archive.decode([(segment, data)], self._options)
+            self.archive.decode([(segment, data)], self._options)
             self._held = number, data
         at = start - segment.start
         return self._held[1][at : at + size].data
@@ -64,7 +64,7 @@ class ArchiveSource:
                     targets[number, segment.start] = segment, target
                 else:
                     partial.append((low, target))
-        self._archive.decode(targets.values(), self._options)
+        self.archive.decode(targets.values(), self._options)
         for start, target in sorted(partial, key=lambda item: item[0]):
             target[:] = np.frombuffer(self.read(start, target.size), np.uint8)
 
@@ -74,7 +74,7 @@ class ArchiveSource:
     def _touched(self, start: int, stop: int) -> tuple[Segment, ...]:
         if start == stop:
             return ()
-        return self._archive.segments[self._number(start) : self._number(stop - 1) + 1]
+        return self.archive.segments[self._number(start) : self._number(stop - 1) + 1]
 
 
 @contextmanager

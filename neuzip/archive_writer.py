@@ -14,7 +14,7 @@ from neuzip import _native, frame
 from neuzip.archive import ENTRY, FRAME_SIZE, HEADER, MAGIC, SEGMENT_BYTES, VERSION, Bytes
 from neuzip.codec import Options
 from neuzip.digest import Digest
-from neuzip.kinds.part import Part, field_size
+from neuzip.kinds.part import Part, split_fields
 from neuzip.layouts import DTYPES, DType
 
 # Bytes of no tensor: a dtype that is not cut into planes is coded with zstandard.
@@ -148,19 +148,11 @@ def _columns(view: memoryview, piece: _Piece) -> list[tuple[Bytes, DType, tuple[
     """What to encode of a tensor: its bytes, or the fields of its records, each together."""
     assert piece.part is not None
     data = np.frombuffer(view[piece.start : piece.end], np.uint8)
-    fields = piece.part.fields
-    if len(fields) == 1:
-        dtype = fields[0][0]
+    if len(piece.part.fields) == 1:
+        dtype = piece.part.fields[0][0]
         return [(data, dtype, (data.size * 8 // dtype.bits,))]
-    records = data.reshape(-1, piece.part.record_size)
-    columns: list[tuple[Bytes, DType, tuple[int, ...]]] = []
-    at = 0
-    for field in fields:
-        end = at + field_size(field)
-        column = np.ascontiguousarray(records[:, at:end]).reshape(-1)
-        columns.append((column, field[0], (len(records), field[1])))
-        at = end
-    return columns
+    count = data.size // piece.part.record_size
+    return [(column, dtype, (count, width)) for dtype, width, column in split_fields(piece.part, data)]
 
 
 def _encode_plain(view: memoryview, pieces: Sequence[_Piece], options: Options) -> list[_Written]:

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from neuzip.codec import Options
-from neuzip.container import Container, Entry
 from neuzip.distance import Distance, DistanceTally
-from neuzip.inspection import list_files
-from neuzip.reader import read_bytes
+from neuzip.kinds.part import Part
+from neuzip.layouts import DTYPES
 from neuzip.report import Meter, Progress
+from neuzip.tensor_file import TensorFile, list_files, open_tensors
 
 __all__ = ["Difference", "Form", "TensorDifference", "diff_files"]
 
@@ -26,7 +26,7 @@ _SLICE_BYTES = 6 << 20
 
 @dataclass(frozen=True)
 class Form:
-    """A tensor's dtype, by its safetensors name, and shape."""
+    """A tensor's dtype, by its safetensors name or that of a quantised type, and shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -63,22 +63,23 @@ def diff_files(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Difference:
-    """Compares the tensors of two safetensors files or directories of them, each compressed or not.
+    """Compares the tensors of two files of any kind that has some, or directories of them, each compressed or not.
 
     Tensors are paired by name, whichever files of a directory hold them; names that occur in several files of a
-    directory are paired by file and name. Tensors are equal if dtype, shape and all bytes are. Nothing else is
+    directory are paired by file and name. Tensors are equal if dtype, shape and all bytes are; of quantised types
+    the elements are bytes. Nothing else is
     compared: no metadata, no other files. Holds a few MiB of each side at a time.
 
     threads: for decoding; None is one a processor. progress: called with the original bytes done and in all, of
-    one side. Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument if a directory
-    has no tensors.
+    one side. Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument if a file or
+    directory has no tensors.
     """
     a, b = Path(left), Path(right)
     options = Options(threads=threads)
     with ExitStack() as stack:
-        pairs = _pair(*(_open(path, stack) for path in (a, b)))
+        pairs = _pair(*(_open(path, options, stack) for path in (a, b)))
         meter = Meter(sum(pair.size for pair in pairs), progress)
-        compared = [_compare(pair, options, meter) for pair in pairs]
+        compared = [_compare(pair, meter) for pair in pairs]
     found = tuple(difference for difference in compared if difference is not None)
     return Difference(a, b, len(compared) - len(found), found)
 
@@ -88,12 +89,12 @@ class _Held:
     """A tensor in its file; path: of the file, relative to its directory."""
 
     path: str
-    container: Container
-    entry: Entry
+    file: TensorFile
+    part: Part
 
     @property
     def form(self) -> Form:
-        return Form(self.entry.dtype.name, self.entry.shape)
+        return Form(self.part.type, self.part.shape)
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,16 @@ class _Pair:
         """Bytes to compare, of one side."""
         if self.left is None or self.right is None or self.left.form != self.right.form:
             return 0
-        return self.left.entry.size
+        return self.left.part.size
 
 
-def _open(root: Path, stack: ExitStack) -> list[_Held]:
+def _open(root: Path, options: Options, stack: ExitStack) -> list[_Held]:
     """The tensors of a file or directory, in the order of their data."""
     held = []
     for path in list_files(root):
-        container = stack.enter_context(Container.open(path))
+        file = stack.enter_context(open_tensors(path, options))
         name = path.relative_to(root).as_posix() if path != root else path.name
-        held += [_Held(name, container, entry) for entry in container.entries.values()]
+        held += [_Held(name, file, part) for part in file.tensors]
     return held
 
 
@@ -126,29 +127,30 @@ def _pair(left: list[_Held], right: list[_Held]) -> list[_Pair]:
     repeated = {
         name
         for side in (left, right)
-        for name, count in Counter(held.entry.name for held in side).items()
+        for name, count in Counter(held.part.name for held in side).items()
         if count > 1
     }
 
     def key(held: _Held) -> tuple[str, str | None]:
-        return held.entry.name, held.path if held.entry.name in repeated else None
+        return held.part.name, held.path if held.part.name in repeated else None
 
     ours, theirs = ({key(held): held for held in side} for side in (left, right))
     return [_Pair(*name, ours.get(name), theirs.get(name)) for name in {**ours, **theirs}]
 
 
-def _compare(pair: _Pair, options: Options, meter: Meter) -> TensorDifference | None:
+def _compare(pair: _Pair, meter: Meter) -> TensorDifference | None:
     """None if the tensors are equal."""
     left, right = pair.left, pair.right
     ours = None if left is None else left.form
     theirs = None if right is None else right.form
     if left is None or right is None or ours != theirs:
         return TensorDifference(pair.name, pair.file, ours, theirs, None)
-    tally = DistanceTally(left.entry.dtype)
-    for start, count in _slices(left.entry.size):
+    fields = left.part.fields
+    tally = DistanceTally(fields[0][0] if len(fields) == 1 else DTYPES["U8"])
+    for start, count in _slices(left.part.size):
         a, b = np.empty(count, np.uint8), np.empty(count, np.uint8)
-        read_bytes(left.container, left.entry, start, a, options)
-        read_bytes(right.container, right.entry, start, b, options)
+        left.file.read(left.part, start, a)
+        right.file.read(right.part, start, b)
         tally.add(a, b)
         meter.advance(count)
     distance = tally.total()

@@ -18,10 +18,10 @@ import numpy as np
 
 from neuzip import _native, frame
 from neuzip.codec import Options
-from neuzip.container import Container, Entry
-from neuzip.errors import InvalidArgument, NeuzipError
-from neuzip.files import walk_files
+from neuzip.errors import NeuzipError
 from neuzip.histogram import Histogram, entropy
+from neuzip.kinds.part import Part, field_size, split_fields
+from neuzip.tensor_file import Held, TensorFile, open_tensors
 
 Array = np.ndarray[Any, Any]
 
@@ -39,12 +39,14 @@ BATCH_BYTES = 1 << 24  # original bytes looked at a time: numpy's counting takes
 class TensorInspection:
     """One tensor. Sizes are bytes.
 
-    compressed_size and coding are None in a file that is not compressed; coding is "stored", "planes", "zstd"
-    or, for a tensor that its container holds as it was, "copy". planes counts, for each plane, the modes of
-    its chunks, and plane_sizes are the bytes of their sections; the rest of compressed_size is headers, tables and
-    checksums. exponents counts the stored, biased exponents that occur, None for integers; exponent_entropy is
-    theirs, in bits an element. bound_size is None where a dtype is not cut into planes. Tensors of the same bytes
-    have the same checksum.
+    dtype: of quantised tensors the name of the type, such as "Q8_0". compressed_size and coding are None in a file
+    that is not compressed; coding is "stored", "planes", "zstd", "records" for quantised blocks whose scales and
+    codes are coded apart, "copy" for a tensor that its container holds as it was, or "shared" for one that its
+    archive has coded with the bytes around it; its compressed_size is then its share. planes counts, for each plane,
+    the modes of its chunks, and plane_sizes are the bytes of their sections; the rest of compressed_size is headers,
+    tables and checksums. exponents counts the stored, biased exponents that occur, None for integers and quantised
+    types; exponent_entropy is theirs, in bits an element. bound_size is None where a dtype is not cut into planes;
+    of quantised blocks it is the sum of their fields'. Tensors of the same bytes have the same checksum.
     """
 
     name: str
@@ -82,7 +84,7 @@ class TensorInspection:
 
 @dataclass(frozen=True)
 class Inspection:
-    """One safetensors file, compressed or not. compressed_size is None if it is not."""
+    """One file with tensors, compressed or not. compressed_size is None if it is not."""
 
     path: Path
     original_size: int
@@ -100,110 +102,107 @@ class Inspection:
         return rest
 
 
-def list_files(path: Path) -> list[Path]:
-    """The safetensors files at `path`: itself, or those below a directory, sorted.
-
-    Raises InvalidArgument if a directory has none, StorageError.
-    """
-    if not path.is_dir():
-        return [path]
-    found = [file for name, file in walk_files(path) if name.endswith(".safetensors")]
-    if not found:
-        raise InvalidArgument("the directory has no safetensors files", file=path)
-    return found
-
-
 def inspect_file(
     path: Path, threads: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Inspection:
-    """Reads a safetensors file whole, decoding what is compressed.
+    """Reads a file with tensors whole, decoding what is compressed.
 
     progress: called with (done, total) original bytes. Raises CorruptFrame, TruncatedInput,
-    UnsupportedFormat, StorageError.
+    UnsupportedFormat, StorageError; InvalidArgument for a file in which no tensors are known.
     """
-    options = Options(threads=threads)
     done = 0
     tensors = []
-    with Container.open(path) as container:
-        total = container.original.data_size
-        for entry in container.entries.values():
-            survey = Survey(container, entry)
-            for data in survey.pieces(options):
-                done += len(data)
+    with open_tensors(path, Options(threads=threads)) as file:
+        total = sum(part.size for part in file.tensors)
+        for part in file.tensors:
+            survey = Survey(file, part)
+            for size in survey.count():
+                done += size
                 if progress is not None:
                     progress(done, total)
             tensors.append(survey.report())
-        compressed_size = container.header.file_size if container.compressed else None
-        return Inspection(path, container.original.file_size, compressed_size, tuple(tensors))
+        return Inspection(path, file.original_size, file.compressed_size, tuple(tensors))
 
 
 class Survey:
     """One tensor on its way through its original bytes."""
 
-    def __init__(self, container: Container, entry: Entry) -> None:
-        self.container = container
-        self.entry = entry
-        self.histogram = Histogram(entry.dtype) if entry.dtype.layout.planes else None
-        self.header = container.frame_header(entry.name) if container.is_frame(entry.name) else None
-        self.modes: list[Counter[str]] = [Counter() for _ in range(entry.dtype.layout.width)]
-        self.plane_sizes = [0] * entry.dtype.layout.width
+    def __init__(self, file: TensorFile, part: Part) -> None:
+        self.file = file
+        self.part = part
+        width = part.fields[0][0].layout.width
+        self.histograms = [Histogram(dtype) if dtype.layout.planes else None for dtype, _ in part.fields]
+        self.modes: list[Counter[str]] = [Counter() for _ in range(width)]
+        self.plane_sizes = [0] * width
         self.checksums = bytearray()
 
-    def pieces(self, options: Options) -> Iterator[Array]:
-        """The tensor's original bytes, counted, in pieces of about BATCH_BYTES."""
+    def count(self) -> Iterator[int]:
+        """Reads the tensor in pieces of about BATCH_BYTES; their sizes."""
+        part = self.part
+        step = BATCH_BYTES // part.record_size * part.record_size
         try:
-            for data in self._decoded(self.header, options) if self.header is not None else self._plain():
-                if self.histogram is not None:
-                    self.histogram.add(data)
-                self.checksums += _native.checksum64(data).to_bytes(8, "little")
-                yield data
+            for start in range(0, part.size, step):
+                data = np.empty(min(step, part.size - start), np.uint8)
+                self.file.read(part, start, data)
+                self._add(data)
+                yield len(data)
         except NeuzipError as error:
-            error.at(file=self.container.path, tensor=self.entry.name)
+            error.at(file=self.file.path, tensor=part.name)
             raise
 
+    def _add(self, data: Array) -> None:
+        for (_, _, column), histogram in zip(split_fields(self.part, data), self.histograms, strict=True):
+            if histogram is not None:
+                histogram.add(column)
+        self.checksums += _native.checksum64(data).to_bytes(8, "little")
+
     def report(self) -> TensorInspection:
-        entry, compressed, coding = self.entry, None, None
-        if self.container.compressed:
-            compressed = len(self.container.data(entry.name))
-            coding = "copy" if self.header is None else CODINGS[self.header.coding]
-        counts = None if self.histogram is None else self.histogram.exponents()
+        """What was seen, once the tensor is counted: frames that have been decoded are checked."""
+        part, held = self.part, self.file.held(self.part)
+        coding = None if held is None else self._coding(held)
         in_planes = coding == "planes"
+        single = self.histograms[0] if len(part.fields) == 1 else None
+        counts = None if single is None else single.exponents()
         return TensorInspection(
-            name=entry.name,
-            dtype=entry.dtype.name,
-            shape=entry.shape,
-            original_size=entry.size,
-            compressed_size=compressed,
+            name=part.name,
+            dtype=part.type,
+            shape=part.shape,
+            original_size=part.size,
+            compressed_size=None if held is None else held.size,
             coding=coding,
             planes=tuple(dict(modes.most_common()) for modes in self.modes) if in_planes else (),
             plane_sizes=tuple(self.plane_sizes) if in_planes else (),
             exponents=None if counts is None else {int(e): int(counts[e]) for e in np.flatnonzero(counts)},
             exponent_entropy=None if counts is None else entropy(counts),
-            bound_size=None if self.histogram is None else self.histogram.bound_size(),
+            bound_size=self._bound_size(),
             checksum=f"{_native.checksum64(self.checksums):016x}",
         )
 
-    def _plain(self) -> Iterator[Array]:
-        data = np.frombuffer(self.container.data(self.entry.name), np.uint8)
-        for start in range(0, len(data), BATCH_BYTES):
-            yield data[start : start + BATCH_BYTES]
+    def _coding(self, held: Held) -> str:
+        if held.records:
+            return "records"
+        found = {self._count_frame(data) for data in held.frames}
+        return min(found, key=("planes", "zstd", "stored").index, default=held.rest)
 
-    def _decoded(self, header: frame.Header, options: Options) -> Iterator[Array]:
-        data = self.container.data(self.entry.name)
-        step = max(1, BATCH_BYTES // header.chunk_size)
-        for first in range(0, header.chunk_count, step):
-            count = min(step, header.chunk_count - first)
-            start = first * header.chunk_size
-            out = np.empty(min(count * header.chunk_size, header.size - start), np.uint8)
-            base = header.offsets[first]
-            chunks = data[base : header.offsets[first + count]]
-            frame.decode_chunks(header, chunks, first, count, out, options)  # checks the records read next
-            if header.coding == PLANES:
-                for chunk in range(first, first + count):
-                    start = header.offsets[chunk] - base
-                    units = min(header.chunk_size, header.size - chunk * header.chunk_size) // len(self.modes)
-                    self._count_planes(chunks[start : start + header.lengths[chunk]], units)
-            yield out
+    def _bound_size(self) -> float | None:
+        """Of all fields of the records; a field without planes counts as it is."""
+        if not any(self.histograms):
+            return None
+        count = self.part.size // self.part.record_size
+        return sum(
+            count * float(field_size(field)) if histogram is None else histogram.bound_size()
+            for field, histogram in zip(self.part.fields, self.histograms, strict=True)
+        )
+
+    def _count_frame(self, data: memoryview) -> str:
+        """Counts the planes of a frame; its coding."""
+        header = frame.read_header(data, whole=True)
+        if header.coding == PLANES:
+            for chunk in range(header.chunk_count):
+                start = header.offsets[chunk]
+                units = min(header.chunk_size, header.size - chunk * header.chunk_size) // len(self.modes)
+                self._count_planes(data[start : start + header.lengths[chunk]], units)
+        return CODINGS[header.coding]
 
     def _count_planes(self, chunk: memoryview, units: int) -> None:
         records = [RECORD.unpack_from(chunk, RECORD.size * plane) for plane in range(len(self.modes))]

@@ -63,7 +63,7 @@ def test_every_type(name: str) -> None:
     assert found(npy(array.reshape(10, 20, 15))) == {"": (name, (10, 20, 15))}
     assert found(npy(array[:1].reshape(()))) == {"": (name, ())}
     assert found(npy(array[:1])) == {"": (name, (1,))}
-    assert found(npy(array[:0])) == {}
+    assert found(npy(array[:0])) == {"": (name, (0,))}
     files = npz(a=array, **{"layer.0/w": array.reshape(30, 100)})
     assert found(files) == {"a": (name, (3000,)), "layer.0/w": (name, (30, 100))}
     assert restored(packed(files)) == files

@@ -6,9 +6,10 @@ rules of its kind is a file of no kind.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
@@ -93,11 +94,14 @@ _MODEL_LIMIT = 32
 
 
 def _disjoint(parts: Iterable[Part], size: int) -> list[Part]:
-    """Parts in order; of what overlaps, or goes beyond the file, only the first is kept."""
+    """Parts in order, with names of their own; of what overlaps, or goes beyond the file, only the first is kept."""
     kept: list[Part] = []
+    names: Counter[str] = Counter()
     position = 0
-    for part in sorted(parts, key=lambda part: part.start):
-        if position <= part.start and part.end <= size and part.size > 0:
-            kept.append(part)
+    for part in sorted(parts, key=lambda part: (part.start, part.end)):
+        if position <= part.start and part.end <= size:
+            names[part.name] += 1
+            number = names[part.name]
+            kept.append(part if number == 1 else replace(part, name=f"{part.name} ({number})"))
             position = part.end
     return kept

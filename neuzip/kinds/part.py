@@ -6,8 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from neuzip.errors import TruncatedInput
 from neuzip.layouts import DType
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,19 @@ def field_size(field: tuple[DType, int]) -> int:
     """Bytes of a field of a record."""
     dtype, count = field
     return dtype.bits * count // 8
+
+
+def split_fields(part: Part, data: Bytes) -> list[tuple[DType, int, Bytes]]:
+    """Whole records, uint8, field by field: its dtype, its elements in a record, its bytes in all of them."""
+    if len(part.fields) == 1:
+        return [(*part.fields[0], data)]
+    records = data.reshape(-1, part.record_size)
+    found, at = [], 0
+    for dtype, count in part.fields:
+        end = at + field_size((dtype, count))
+        found.append((dtype, count, np.ascontiguousarray(records[:, at:end]).reshape(-1)))
+        at = end
+    return found
 
 
 def plain_part(name: str, dtype: DType, shape: tuple[int, ...], start: int, size: int) -> Part:

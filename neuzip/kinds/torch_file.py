@@ -100,7 +100,7 @@ class TorchFile:
                 continue
             part = plain_part(name, dtype, shape, start, size)
             # A tensor is met before the storage in it; of several tensors the first counts.
-            if storage.key not in found and size and size % part.record_size == 0:
+            if storage.key not in found and size % part.record_size == 0:
                 found[storage.key] = part
         return list(found.values())
 
