@@ -126,7 +126,7 @@ class _Builder:
         )
 
     def _ordered(self, call: Call, name: str, depth: int) -> Any:
-        found = self._fill(OrderedDict(), call.items, name, depth)
+        found = self._fill(OrderedDict(), call.items or Mapping(), name, depth)
         if call.state is not None:
             state = self.build(call.state, name, depth)
             # Module.state_dict puts the versions of modules there; load_state_dict reads them.

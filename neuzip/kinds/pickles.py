@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from neuzip.errors import CorruptFrame, TruncatedInput, UnsupportedFormat
 
-# Objects cost memory, up to about 100 bytes an opcode. The checkpoint of 100 000 tensors has about 6 million.
-_OPCODE_LIMIT = 1 << 24
+# Opcodes take memory: so many units of about 32 bytes each, 1 where none are named, and at most 512 MiB in all. A
+# checkpoint of 100 000 tensors takes about 12 million units.
+_UNIT_LIMIT = 1 << 24
+_UNITS = {
+    **dict.fromkeys(b"]})\x8f(t\x85\x86\x87l\x91dRQP\x81\x92", 4),  # what holds others
+    **dict.fromkeys(b"pqr\x94cVXUTBC\x8c\x8d\x8e\x96\x93", 3),  # memo, text, bytes
+    **dict.fromkeys(b"JMGFIL\x8a\x8b", 2),  # numbers
+}
 _LINE_LIMIT = 4096  # of the decimal opcodes of protocol 0; converting them takes quadratic time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Global:
     """A name that would be imported."""
 
@@ -29,7 +35,7 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Persistent:
     """An object outside the pickle, known by this."""
 
@@ -42,18 +48,18 @@ class Mapping(list[tuple[Any, Any]]):
     __slots__ = ()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """A call that would be made, and what would be done with its result.
 
-    state: as given to __setstate__ or __dict__. items, elements: put or appended into it.
+    state: as given to __setstate__ or __dict__. items, elements: put or appended into it; None if nothing was.
     """
 
     function: Any
     arguments: Any
     state: Any = None
-    items: Mapping = field(default_factory=Mapping)
-    elements: list[Any] = field(default_factory=list)
+    items: Mapping | None = None
+    elements: list[Any] | None = None
 
     @property
     def name(self) -> str:
@@ -76,19 +82,20 @@ class Machine:
 
         Raises CorruptFrame, TruncatedInput; UnsupportedFormat for opcodes that no checkpoint has.
         """
-        data, actions = self._data, _ACTIONS
-        for _ in range(_OPCODE_LIMIT):
+        data, actions, left = self._data, _ACTIONS, _UNIT_LIMIT
+        while left > 0:
             if self.position >= len(data):
                 raise TruncatedInput("the pickle ends without a stop", offset=self.position)
             code = data[self.position]
             self.position += 1
+            left -= _UNITS.get(code, 1)
             if code == _STOP:
                 return self._pop()
             action = actions.get(code)
             if action is None:
                 raise UnsupportedFormat(f"pickle opcode {code:#04x}", offset=self.position - 1)
             action(self)
-        raise UnsupportedFormat(f"a pickle of more than {_OPCODE_LIMIT} opcodes")
+        raise UnsupportedFormat("a pickle of too many objects", offset=self.position)
 
     # Bytes.
 
@@ -182,6 +189,8 @@ class Machine:
     def append(self, items: list[Any]) -> None:
         target = self._top()
         if isinstance(target, Call):
+            if target.elements is None:
+                target.elements = []
             target = target.elements
         if not isinstance(target, list) or isinstance(target, Mapping):
             self._corrupt("elements for what is no list")
@@ -190,6 +199,8 @@ class Machine:
     def put_items(self, items: list[Any]) -> None:
         target = self._top()
         if isinstance(target, Call):
+            if target.items is None:
+                target.items = Mapping()
             target = target.items
         self._put_pairs(target, items)
 

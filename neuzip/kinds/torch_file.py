@@ -23,6 +23,7 @@ _LEGACY_VERSION = 1001
 _PICKLE_LIMIT = 1 << 28
 _WINDOWS = (1 << 20, 1 << 24, _PICKLE_LIMIT)  # bytes to read a pickle of unknown length from
 _COUNT = struct.Struct("<q")
+_DEPTH_LIMIT = 1024  # of objects in each other
 _NAME_LIMIT = 1024  # characters; what is nested deeper has the name of what it is in
 
 _REBUILD = {
@@ -179,23 +180,29 @@ def _read_pickle(source: Source, start: int) -> tuple[Any, int]:
 
 
 def walk(root: Any) -> Iterator[tuple[str, Any]]:
-    """Every object within an object once, with a name made of the keys that lead to it."""
+    """Every object within an object once, with a name made of the keys that lead to it, in order.
+
+    What lies deeper than _DEPTH_LIMIT is left out. Names are made one at a time: hostile keys are long.
+    """
     seen: set[int] = set()
-    stack: list[tuple[str, Any]] = [("", root)]
+    stack: list[Iterator[tuple[str, Any]]] = [iter([("", root)])]
     while stack:
-        name, value = stack.pop()
-        if not isinstance(value, (list, tuple, Call, Persistent)) or id(value) in seen:
-            continue
-        seen.add(id(value))
-        yield name, value
-        stack.extend(reversed(list(_inner(name, value))))
+        for name, value in stack[-1]:
+            if _holds(value) and id(value) not in seen:
+                seen.add(id(value))
+                yield name, value
+                if len(stack) < _DEPTH_LIMIT:
+                    stack.append(_inner(name, value))
+                    break
+        else:
+            stack.pop()
 
 
 def _inner(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        yield from ((_extend(name, key), item) for key, item in value)
+        yield from ((_extend(name, key), item) for key, item in value if _holds(item))
     elif isinstance(value, list):
-        yield from ((_extend(name, number), item) for number, item in enumerate(value))
+        yield from ((_extend(name, number), item) for number, item in enumerate(value) if _holds(item))
     elif isinstance(value, tuple):
         yield from ((name, item) for item in value)
     elif isinstance(value, Call):
@@ -203,6 +210,11 @@ def _inner(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value.items
         yield name, value.elements
         yield name, value.state
+
+
+def _holds(value: Any) -> bool:
+    """Whether a value may be or have a tensor."""
+    return isinstance(value, (list, tuple, Call, Persistent))
 
 
 def _extend(name: str, key: Any) -> str:

@@ -20,6 +20,7 @@ _EXTRA = struct.Struct("<2H")
 _U64 = struct.Struct("<Q")
 _COMMENT_LIMIT = 0xFFFF
 _DIRECTORY_LIMIT = 1 << 28
+_MEMBER_LIMIT = 1 << 20  # they take about 400 bytes of memory each
 _ZIP64 = 1  # identifier of the extra field
 _ENCRYPTED = 1  # flag
 _UTF8 = 1 << 11  # flag
@@ -43,8 +44,8 @@ def read_members(source: Source) -> dict[str, Member]:
     Raises CorruptFrame, TruncatedInput; UnsupportedFormat for encrypted members and files of several disks.
     """
     position, size, count = _find_directory(source)
-    if size > _DIRECTORY_LIMIT:
-        raise UnsupportedFormat(f"a zip directory of {size} bytes")
+    if size > _DIRECTORY_LIMIT or count > _MEMBER_LIMIT:
+        raise UnsupportedFormat(f"a zip directory of {size} bytes and {count} members")
     data = source.read(position, size)
     members: dict[str, Member] = {}
     at = 0
