@@ -1,4 +1,4 @@
-"""The corpus: files as they are met in the wild and beyond, each compressed, verified and restored by the public API."""
+"""The corpus: files as they are met in the wild and beyond, each compressed, verified and restored."""
 
 from __future__ import annotations
 

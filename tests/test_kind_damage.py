@@ -171,7 +171,7 @@ def test_anything_behind_a_magic(magic: bytes, rest: bytes) -> None:
 
 
 def hostile_pickles() -> dict[str, bytes]:
-    count = 1 << 14
+    count = 1 << 13
     key = b"X" + struct.pack("<I", 1 << 10) + b"k" * (1 << 10)
     return {
         "nested_lists": b"](" + b"]" * count + b"a" * 9 + b".",
