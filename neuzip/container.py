@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ import numpy as np
 
 from neuzip import frame
 from neuzip.codec import Options
+from neuzip.collector import paused_collector
 from neuzip.container_metadata import (
     container_metadata,
     is_container,
@@ -41,6 +42,9 @@ BATCH_BYTES = 16 << 20
 _U8 = DTYPES["U8"]
 # §5: ndim is 0 … 32. A tensor of more dimensions is kept as it is.
 _FRAME_DIMENSIONS = 32
+# Bytes below which a tensor is kept as it is. A frame has about 180 bytes beside its planes, so that a third of
+# 540 bytes is lost again; and files of very many tensors are written and read several times as fast.
+_LEAST_FRAME = 1 << 9
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,13 @@ class Container:
     def parse(cls, data: memoryview, path: Path | None = None) -> Container:
         """As open, for the bytes of a file."""
         try:
-            header = parse_file(data)
-            if not is_container(header.metadata):
-                return cls(path, header, header, None, data)
-            original = original_header(header.metadata)
-            _check_same_tensors(header, original)
-            return cls(path, header, original, original_sha256(header.metadata), data)
+            with paused_collector():
+                header = parse_file(data)
+                if not is_container(header.metadata):
+                    return cls(path, header, header, None, data)
+                original = original_header(header.metadata)
+                _check_same_tensors(header, original)
+                return cls(path, header, original, original_sha256(header.metadata), data)
         except NeuzipError as error:
             error.at(file=path)
             raise
@@ -110,6 +115,11 @@ class Container:
         """A tensor's bytes in this file: a frame, or the tensor as it is."""
         entry, start = self.header.entries[name], self.header.data_start
         return self.view[start + entry.start : start + entry.end]
+
+    def read(self, batch: Sequence[Entry]) -> memoryview:
+        """The bytes of consecutive tensors of a plain file."""
+        start = self.header.data_start
+        return self.view[start + batch[0].start : start + batch[-1].end]
 
     def ready_frame(self, name: str) -> memoryview | None:
         """The frame to write for a tensor of a plain file: none is ready, it has to be encoded."""
@@ -221,6 +231,9 @@ class PlainFile(Protocol):
     def data(self, name: str) -> memoryview:
         """A tensor's bytes."""
 
+    def read(self, batch: Sequence[Entry]) -> memoryview:
+        """The bytes of consecutive tensors."""
+
     def ready_frame(self, name: str) -> memoryview | None:
         """A tensor's frame, if there is one already."""
 
@@ -235,8 +248,9 @@ def write_container(
     """
     if source.compressed:
         raise InvalidArgument("already compressed", file=source.path)
-    metadata = container_metadata(source.original)
-    length = _header_bound(source.original, metadata)
+    with paused_collector():
+        metadata = container_metadata(source.original)
+        length = _header_bound(source.original, metadata)
     if length > HEADER_LIMIT:
         raise UnsupportedFormat(
             f"the container's header would have {length} bytes, more than {HEADER_LIMIT}", file=source.path
@@ -277,11 +291,12 @@ def _write_data(
         if batch[0].size > BATCH_BYTES and _may_be_frame(batch[0]):
             written = [_write_stream(source, batch[0], out, options, digest, advance)]
         else:
-            written = _write_batch(source, batch, out, options, digest)
+            with paused_collector():
+                written = _write_batch(source, batch, out, options, digest)
             advance(batch[-1].end - batch[0].start)
         for entry, size in zip(batch, written, strict=True):
-            ours = entry if size == entry.size else replace(entry, dtype=_U8, shape=(size,))
-            entries.append(replace(ours, start=position, end=position + size))
+            dtype, shape = (entry.dtype, entry.shape) if size == entry.size else (_U8, (size,))
+            entries.append(Entry(entry.name, dtype, shape, position, position + size))
             position += size
     return entries
 
@@ -290,16 +305,18 @@ def _write_batch(
     source: PlainFile, batch: list[Entry], out: BinaryIO, options: Options, digest: Digest
 ) -> list[int]:
     """Writes a batch of whole tensors; returns the bytes each was given."""
-    tensors = [source.data(entry.name) for entry in batch]
-    digest.update(tensors)
+    data = source.read(batch)
+    digest.update([data])
+    base = batch[0].start
+    tensors = [data[entry.start - base : entry.end - base] for entry in batch]
     ready = [source.ready_frame(entry.name) for entry in batch]
     encode = [r is None and _may_be_frame(entry) for r, entry in zip(ready, batch, strict=True)]
     items = [(d, e.dtype, e.shape) for d, e, needed in zip(tensors, batch, encode, strict=True) if needed]
     frames = iter(frame.encode_many(items, options))
     sizes = []
-    for data, held, needed in zip(tensors, ready, encode, strict=True):
-        coded = next(frames) if needed else held or data
-        smaller = coded if len(coded) < len(data) else data
+    for tensor, held, needed in zip(tensors, ready, encode, strict=True):
+        coded = next(frames) if needed else held or tensor
+        smaller = coded if len(coded) < len(tensor) else tensor
         out.write(smaller)
         sizes.append(len(smaller))
     return sizes
@@ -343,7 +360,7 @@ def _write_stream(
 
 
 def _may_be_frame(entry: Entry) -> bool:
-    return entry.size > 0 and len(entry.shape) <= _FRAME_DIMENSIONS
+    return entry.size >= _LEAST_FRAME and len(entry.shape) <= _FRAME_DIMENSIONS
 
 
 def _slices(data: memoryview) -> Iterator[memoryview]:
@@ -353,11 +370,19 @@ def _slices(data: memoryview) -> Iterator[memoryview]:
 def _header_bound(original: SafetensorsHeader, metadata: dict[str, str]) -> int:
     """Bytes that suffice for the container's header: every frame is smaller than its tensor, every offset at
     most the original's. A multiple of 8, so that frames are aligned where the tensors before them are."""
-    plain = original.entries.values()
-    framed = [replace(entry, dtype=_U8, shape=(entry.size,)) for entry in plain]
-    pairs = zip(plain, framed, strict=True)
-    longest = [max(pair, key=lambda entry: len(format_header({}, [entry]))) for pair in pairs]
-    return -(-len(format_header(metadata, longest)) // 8) * 8
+    entries = original.entries.values()
+    longer = sum(max(0, _frame_digits(entry) - _plain_digits(entry)) for entry in entries)
+    return -(-(len(format_header(metadata, entries)) + longer) // 8) * 8
+
+
+def _frame_digits(entry: Entry) -> int:
+    """Characters of a frame's dtype and shape in a header, where the frame has one byte less than its tensor."""
+    return len(_U8.name) + len(str(entry.size))
+
+
+def _plain_digits(entry: Entry) -> int:
+    """Characters of a tensor's dtype and shape."""
+    return len(entry.dtype.name) + sum(len(str(extent)) + 1 for extent in entry.shape) - bool(entry.shape)
 
 
 def _check_same_tensors(header: SafetensorsHeader, original: SafetensorsHeader) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from neuzip import frame
 from neuzip.codec import Options
+from neuzip.collector import paused_collector
 from neuzip.container import Container, Entry
 from neuzip.errors import InvalidArgument, NeuzipError, StorageError
 from neuzip.window import Window, is_basic
@@ -132,20 +133,28 @@ def read_tensors(
 
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat; InvalidArgument for a dtype the framework lacks.
     """
-    shapes = {name: _native_shape(container, name, framework) for name in names}
-    blanks = {name: _blank(container, name, framework, shape) for name, shape in shapes.items()}
-    memories = {name: framework.memory(blank) for name, blank in blanks.items()}
-    frames = [name for name in names if container.is_frame(name)]
-    for name in names:
-        if not container.is_frame(name) and memories[name].size:
-            memories[name][:] = np.frombuffer(container.data(name), np.uint8)
-    try:
-        frame.decode_many([(container.data(name), memories[name]) for name in frames], options, frames)
-    except NeuzipError as error:
-        error.at(file=container.path)
-        raise
-    entries = container.entries
-    return {name: framework.finish(blanks[name], entries[name].dtype, shapes[name]) for name in names}
+    tensors: dict[str, Any] = {}
+    frames: list[tuple[str, Bytes]] = []
+    with paused_collector():
+        for name in names:
+            framed, shape = container.is_frame(name), _native_shape(container, name, framework)
+            blank = _blank(container, name, framework, shape, framed=framed)
+            memory = framework.memory(blank)
+            if framed:
+                frames.append((name, memory))
+            elif memory.size:
+                memory[:] = np.frombuffer(container.data(name), np.uint8)
+            tensors[name] = blank, shape
+        items = [(container.data(name), memory) for name, memory in frames]
+        try:
+            frame.decode_many(items, options, [name for name, _ in frames])
+        except NeuzipError as error:
+            error.at(file=container.path)
+            raise
+        entries = container.entries
+        for name, (blank, shape) in tensors.items():
+            tensors[name] = framework.finish(blank, entries[name].dtype, shape)
+    return tensors
 
 
 def read_buffer(data: Any, framework: str) -> dict[str, Any]:
@@ -163,9 +172,11 @@ def _native_shape(container: Container, name: str, framework: Framework) -> tupl
         raise
 
 
-def _blank(container: Container, name: str, framework: Framework, shape: tuple[int, ...]) -> Any:
+def _blank(
+    container: Container, name: str, framework: Framework, shape: tuple[int, ...], *, framed: bool
+) -> Any:
     """Memory for a tensor or a part of it."""
-    if container.is_frame(name):
+    if framed:
         container.frame_header(name)  # before memory is taken: it bounds the size (§6)
     try:
         return framework.blank(container.entries[name].dtype, shape)
@@ -305,7 +316,8 @@ class safe_open:
         # Elements that are not whole bytes (4 bits in numpy) cannot be cut anywhere: all are read.
         whole = count == 0 or size % count != 0
         window = Window(0, shape, index) if whole else Window.of(shape, index)
-        blank = _blank(container, entry.name, framework, window.shape)
+        framed = container.is_frame(entry.name)
+        blank = _blank(container, entry.name, framework, window.shape, framed=framed)
         memory = framework.memory(blank)
         if memory.size:
             start = 0 if whole else window.start * (size // count)

@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from neuzip.errors import CorruptFrame, TruncatedInput, UnsupportedFormat
 from neuzip.layouts import DTYPES, DType
@@ -18,12 +18,12 @@ LENGTH = struct.Struct("<Q")
 
 # In floats.toml for frames only: the safetensors library has no such type.
 _FRAMES_ONLY = frozenset({"C128"})
+_quote = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # Sizes and offsets are u64 in the format. The bound also keeps products of hostile shapes small.
 _U64_LIMIT = 1 << 64
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor of a safetensors file. `start` and `end` count bytes from the first byte of the data."""
 
     name: str
@@ -114,8 +114,10 @@ def parse_json(text: bytes) -> dict[str, Any]:
     """
     if len(text) > HEADER_LIMIT:
         raise CorruptFrame(f"{len(text)} bytes of JSON are more than {HEADER_LIMIT}")
+    # Only an escape can spell half a surrogate pair: UTF-8 has none.
+    hook = _unique_text if b"\\u" in text else _unique
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=hook, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         # Not the error's own text: UnicodeDecodeError's holds the whole input.
         raise CorruptFrame(f"not a JSON object in UTF-8 ({type(error).__name__})") from error
@@ -126,20 +128,24 @@ def parse_json(text: bytes) -> dict[str, Any]:
 
 def format_header(metadata: Mapping[str, str], entries: Iterable[Entry], length: int = 0) -> bytes:
     """The JSON text of a header, padded with spaces to at least `length` bytes."""
-    fields: dict[str, Any] = {METADATA_KEY: dict(metadata)} if metadata else {}
-    for entry in entries:
-        fields[entry.name] = {
-            "dtype": entry.dtype.name,
-            "shape": entry.shape,
-            "data_offsets": (entry.start, entry.end),
-        }
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8").ljust(length)
+    fields = [f"{_quote(METADATA_KEY)}:{_quote(dict(metadata))}"] if metadata else []
+    for name, dtype, shape, start, end in entries:
+        extents = ",".join(map(str, shape))
+        fields.append(
+            f'{_quote(name)}:{{"dtype":"{dtype.name}","shape":[{extents}],"data_offsets":[{start},{end}]}}'
+        )
+    return f"{{{','.join(fields)}}}".encode().ljust(length)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise CorruptFrame("a key of the JSON text occurs twice")
+    return fields
+
+
+def _unique_text(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = _unique(pairs)
     for key in fields:
         _refuse_surrogates(key)
     return fields
@@ -192,9 +198,12 @@ def _entry(name: str, value: Any) -> Entry:
 
 
 def _integers(value: Any, name: str, what: str) -> tuple[int, ...]:
-    # type() and not isinstance(): JSON's true is an int to Python.
-    if not isinstance(value, list) or not all(type(item) is int and 0 <= item < _U64_LIMIT for item in value):
-        raise CorruptFrame(f"{what} is not a list of 64-bit sizes", tensor=name)
+    if not isinstance(value, list):
+        raise CorruptFrame(f"{what} is not a list", tensor=name)
+    for item in value:
+        # type() and not isinstance(): JSON's true is an int to Python.
+        if type(item) is not int or not 0 <= item < _U64_LIMIT:
+            raise CorruptFrame(f"{what} is not a list of 64-bit sizes", tensor=name)
     return tuple(value)
 
 

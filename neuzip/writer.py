@@ -15,10 +15,11 @@ from safetensors import TensorSpec, serialize
 
 from neuzip import draft
 from neuzip.codec import Options
+from neuzip.collector import paused_collector
 from neuzip.container import write_container
 from neuzip.errors import InvalidArgument
 from neuzip.layouts import DType
-from neuzip.safetensors_header import LENGTH, METADATA_KEY, SafetensorsHeader, parse_header
+from neuzip.safetensors_header import LENGTH, METADATA_KEY, Entry, SafetensorsHeader, parse_header
 
 _EMPTY = '"shape":[0],"data_offsets":[0,0]'  # how serialize writes a tensor without elements
 _FRAMES_ONLY = "C128"  # no safetensors dtype (floats.toml)
@@ -51,12 +52,19 @@ class UnwrittenFile:
     compressed = False
 
     def __init__(self, sources: Sequence[Source], metadata: Mapping[str, str] | None) -> None:
-        self.original: SafetensorsHeader = parse_header(original_header(sources, metadata))
+        with paused_collector():
+            self.original: SafetensorsHeader = parse_header(original_header(sources, metadata))
         self._sources = {source.name: source for source in sources}
 
     def data(self, name: str) -> memoryview:
         """A tensor's bytes."""
         return memoryview(self._sources[name].read())
+
+    def read(self, batch: Sequence[Entry]) -> memoryview:
+        """The bytes of consecutive tensors."""
+        if len(batch) == 1:
+            return self.data(batch[0].name)
+        return memoryview(b"".join([self.data(entry.name) for entry in batch]))
 
     def ready_frame(self, name: str) -> memoryview | None:
         """A tensor's frame, if there is one already."""

@@ -169,7 +169,7 @@ def test_a_large_incompressible_tensor_at_the_end() -> None:
 def test_a_frame_with_the_shape_of_its_tensor() -> None:
     """Only the dtype tells that it is one (§7)."""
     for count in range(64, 200):
-        original = build([Tensor("zeros", "F32", (count,), bytes(4 * count))])
+        original = build([Tensor("zeros", "F64", (count,), bytes(8 * count))])
         container = Container.parse(memoryview(compressed(original)))
         if container.header.entries["zeros"].shape == (count,):
             break

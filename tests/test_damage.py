@@ -22,7 +22,7 @@ ORIGINAL = build(
     [
         Tensor("planes", "BF16", (20, 18), weights("BF16", 360)),
         Tensor("constant", "F32", (600,), b"\x00\x00\x80\x3f" * 600),
-        Tensor("zstd", "I64", (60,), b"".join(i.to_bytes(8, "little") for i in range(60))),
+        Tensor("zstd", "I64", (66,), b"".join(i.to_bytes(8, "little") for i in range(66))),
         Tensor("stored", "U8", (9,), b"neuzip\x00\x01\x02"),
         Tensor("empty", "F16", (0,), b""),
     ],
