@@ -30,6 +30,10 @@ def metadata() -> Bad:
         "no_zstd": (changed(neuzip_header="AAAA"), "corrupt", "§7: no zstd frame"),
         "size": (changed(neuzip_size=longer), "corrupt", "§7: the original header does not cover the data"),
         "size_text": (changed(neuzip_size="0x10"), "corrupt", "§7: not a decimal"),
+        "no_checksums": (changed(neuzip_checksums="#"), "corrupt", "§7: checksums that are no base64"),
+        "checksums_short": (changed(neuzip_checksums=""), "corrupt", "§7: too few checksums"),
+        "checksums_long": (changed(neuzip_checksums="A" * 16), "corrupt", "§7: too many checksums"),
+        "checksums_wrong": (changed(neuzip_checksums="A" * 10 + "="), "corrupt", "§7: another checksum"),
         "sha256": (changed(neuzip_sha256="0" * 64), "corrupt", "§7: another sha256"),
     }
 

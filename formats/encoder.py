@@ -349,6 +349,14 @@ def safetensors(tensors: Tensors, metadata: dict[str, str]) -> bytes:
     return struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values())
 
 
+def checksums(parts: list[bytes]) -> str:
+    """Base64 of the checksum32 of every 2^20 bytes of each part."""
+    runs = [run for part in parts for run in cut(part, 1 << 20)]
+    return base64.b64encode(
+        b"".join(struct.pack("<I", xxhash.xxh3_64_intdigest(run) & 0xFFFFFFFF) for run in runs)
+    ).decode()
+
+
 def container(original: bytes, tensors: Tensors, frames: dict[str, bytes], **changes: str) -> bytes:
     """The container of a safetensors file. `changes` replace metadata, `_` in the keys standing for `.`."""
     length = int.from_bytes(original[:8], "little")
@@ -358,6 +366,7 @@ def container(original: bytes, tensors: Tensors, frames: dict[str, bytes], **cha
         "neuzip.header": base64.b64encode(zstd_frame(text)).decode(),
         "neuzip.size": str(len(original)),
         "neuzip.sha256": hashlib.sha256(original).hexdigest(),
+        "neuzip.checksums": checksums([data for name, (_, _, data) in tensors.items() if name not in frames]),
     }
     metadata |= {key.replace("_", "."): value for key, value in changes.items()}
     packed = {name: ("U8", [len(frame)], frame) for name, frame in frames.items()}

@@ -13,6 +13,7 @@ import json
 import math
 import struct
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ MAGIC = b"NZFR"  # §5
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878: a zstd frame, not a skippable one
 FIXED_HEADER = struct.Struct("<4sBBBBHBBIQQQ")  # §5, up to `shape`
 HEADER_LIMIT = 100_000_000  # §7
+KEPT_CHUNK = 1 << 20  # §7
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,17 @@ def read_original_header(metadata: dict[str, str]) -> tuple[bytes, dict[str, Mem
     return text, entries, int(size)
 
 
+def read_checksums(metadata: dict[str, str]) -> Iterator[int]:
+    """The checksum32 of every KEPT_CHUNK bytes of each uncompressed tensor, in the order of the data."""
+    try:
+        packed = base64.b64decode(metadata["neuzip.checksums"], validate=True)
+    except (KeyError, binascii.Error) as error:
+        raise Corrupt(f"container metadata: {error!r} (§7)") from error
+    if len(packed) % 4:
+        raise Corrupt(f"{len(packed)} bytes of checksums (§7)")
+    return iter(struct.unpack(f"<{len(packed) // 4}I", packed))
+
+
 def decode_container(data: bytes) -> bytes:
     """The original safetensors file of a container (§7). Raises a subclass of Refused."""
     if len(data) < 8:
@@ -275,6 +288,7 @@ def decode_container(data: bytes) -> bytes:
     text, originals, size = read_original_header(metadata)
     if set(entries) != set(originals):
         raise Corrupt("container and original header list different names (§7)")
+    checksums = read_checksums(metadata)
     file = bytearray(struct.pack("<Q", len(text)) + text)
     for name, original in sorted(originals.items(), key=lambda item: (item[1].start, item[1].end)):
         entry = entries[name]
@@ -286,9 +300,16 @@ def decode_container(data: bytes) -> bytes:
             if (tensor.dtype, tensor.shape) != (original.dtype, original.shape):
                 raise Corrupt(f"{name}: the frame holds another dtype or shape (§7)")
             part = tensor.data
+        else:
+            for start in range(0, len(part), KEPT_CHUNK):
+                found = xxhash.xxh3_64_intdigest(part[start : start + KEPT_CHUNK]) & 0xFFFFFFFF
+                if found != next(checksums, None):
+                    raise Corrupt(f"{name}: byte {start} and on do not match their checksum (§7)")
         if len(part) != original.end - original.start:
             raise Corrupt(f"{name}: {len(part)} bytes of {original.end - original.start} (§7)")
         file += part
+    if next(checksums, None) is not None:
+        raise Corrupt("checksums of no tensor (§7)")
     if len(file) != size or hashlib.sha256(file).hexdigest() != metadata.get("neuzip.sha256"):
         raise Corrupt("the restored file does not match neuzip.size or neuzip.sha256 (§7)")
     return bytes(file)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol
@@ -15,11 +15,15 @@ from neuzip import frame
 from neuzip.codec import Options
 from neuzip.collector import paused_collector
 from neuzip.container_metadata import (
+    CHUNK_BYTES,
+    checksums,
+    checksums_bound,
+    complete_metadata,
     container_metadata,
     is_container,
     original_header,
     original_sha256,
-    with_sha256,
+    uncompressed_checksums,
 )
 from neuzip.digest import Digest
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, UnsupportedFormat
@@ -52,7 +56,8 @@ class Container:
     """A safetensors file, compressed or plain. A plain one is a container without frames. A context manager.
 
     header: of the file as it is. original: of the original file; the same object if the file is plain.
-    sha256: of the original file; None if the file is plain.
+    sha256: of the original file; None if the file is plain. checksums: those of each uncompressed tensor of a
+    compressed file (§7); the others are frames, which have their own.
     """
 
     path: Path | None
@@ -61,6 +66,7 @@ class Container:
     sha256: str | None
     view: memoryview
     file: MappedFile | None = None
+    checksums: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> Container:
@@ -85,8 +91,10 @@ class Container:
                 if not is_container(header.metadata):
                     return cls(path, header, header, None, data)
                 original = original_header(header.metadata)
-                _check_same_tensors(header, original)
-                return cls(path, header, original, original_sha256(header.metadata), data)
+                kept = _uncompressed(header, original)
+                sums = uncompressed_checksums(header.metadata, kept)
+                sha256 = original_sha256(header.metadata)
+                return cls(path, header, original, sha256, data, checksums=sums)
         except NeuzipError as error:
             error.at(file=path)
             raise
@@ -127,8 +135,20 @@ class Container:
 
     def is_frame(self, name: str) -> bool:
         """Whether a tensor is compressed (§7)."""
-        ours, original = self.header.entries[name], self.original.entries[name]
-        return (ours.dtype, ours.shape) != (original.dtype, original.shape)
+        return self.compressed and name not in self.checksums
+
+    def check(self, name: str, data: memoryview, chunk: int = 0) -> None:
+        """Raises CorruptFrame unless bytes of an uncompressed tensor match their checksums, if there are any.
+
+        data: from the beginning of a chunk of CHUNK_BYTES on, up to the end of another or of the tensor.
+        """
+        if not self.compressed:
+            return
+        found, expected = checksums(data), self.checksums[name][4 * chunk :]
+        if expected.startswith(found):
+            return
+        wrong = next(i for i in range(0, len(found), 4) if found[i : i + 4] != expected[i : i + 4]) // 4
+        raise CorruptFrame("checksum mismatch", file=self.path, tensor=name, chunk=chunk + wrong)
 
     def frame_header(self, name: str) -> frame.Header:
         """The header of a tensor's frame. Raises CorruptFrame if that is not the original tensor's (§7)."""
@@ -161,7 +181,9 @@ class Container:
             elif self.is_frame(name):
                 yield from self._decode_stream(name, buffers, options)
             else:
-                yield from _slices(self.data(name))
+                for number, piece in enumerate(_slices(self.data(name))):
+                    self.check(name, piece, number * (BATCH_BYTES // CHUNK_BYTES))
+                    yield piece
 
     def _decode_batch(self, batch: list[Entry], buffer: memoryview, options: Options) -> memoryview:
         base = batch[0].start
@@ -174,6 +196,7 @@ class Container:
                 frames.append((entry.name, target))
             else:
                 target[:] = self.data(entry.name)
+                self.check(entry.name, target)
         names = [name for name, _ in frames]
         try:
             frame.decode_many([(self.data(name), target) for name, target in frames], options, names)
@@ -260,10 +283,10 @@ def write_container(
     with Digest() as digest:
         digest.update([memoryview(source.original.prefix)])
         advance(source.original.data_start)
-        entries = _write_data(source, out, options, digest, advance)
+        entries, sums = _write_data(source, out, options, digest, advance)
         sha256 = digest.hexdigest()
     out.truncate()
-    text = format_header(with_sha256(metadata, sha256), entries, length)
+    text = format_header(complete_metadata(metadata, sha256, sums), entries, length)
     out.seek(0)
     out.write(LENGTH.pack(length) + text)
     return sha256
@@ -283,28 +306,35 @@ def batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 
 def _write_data(
     source: PlainFile, out: BinaryIO, options: Options, digest: Digest, advance: Callable[[int], None]
-) -> list[Entry]:
-    """Writes frames and tensors from out's position on; returns the container's entries."""
+) -> tuple[list[Entry], bytes]:
+    """Writes frames and tensors from out's position on; returns the container's entries, and the checksums of
+    those that are no frames."""
     entries: list[Entry] = []
+    sums: list[bytes] = []
     position = 0
     for batch in batches(source.original.entries.values()):
         if batch[0].size > BATCH_BYTES and _may_be_frame(batch[0]):
-            written = [_write_stream(source, batch[0], out, options, digest, advance)]
+            written = [_write_stream(source, batch[0], out, options, digest, sums, advance)]
         else:
             with paused_collector():
-                written = _write_batch(source, batch, out, options, digest)
+                written = _write_batch(source, batch, out, options, digest, sums)
             advance(batch[-1].end - batch[0].start)
         for entry, size in zip(batch, written, strict=True):
             dtype, shape = (entry.dtype, entry.shape) if size == entry.size else (_U8, (size,))
             entries.append(Entry(entry.name, dtype, shape, position, position + size))
             position += size
-    return entries
+    return entries, b"".join(sums)
 
 
 def _write_batch(
-    source: PlainFile, batch: list[Entry], out: BinaryIO, options: Options, digest: Digest
+    source: PlainFile,
+    batch: list[Entry],
+    out: BinaryIO,
+    options: Options,
+    digest: Digest,
+    sums: list[bytes],
 ) -> list[int]:
-    """Writes a batch of whole tensors; returns the bytes each was given."""
+    """Writes a batch of whole tensors; returns the bytes each was given, and adds to the checksums."""
     data = source.read(batch)
     digest.update([data])
     base = batch[0].start
@@ -317,6 +347,8 @@ def _write_batch(
     for tensor, held, needed in zip(tensors, ready, encode, strict=True):
         coded = next(frames) if needed else held or tensor
         smaller = coded if len(coded) < len(tensor) else tensor
+        if smaller is tensor:
+            sums.append(checksums(tensor))
         out.write(smaller)
         sizes.append(len(smaller))
     return sizes
@@ -328,9 +360,10 @@ def _write_stream(
     out: BinaryIO,
     options: Options,
     digest: Digest,
+    sums: list[bytes],
     advance: Callable[[int], None],
 ) -> int:
-    """Writes one tensor of more than a batch; returns the bytes it was given."""
+    """Writes one tensor of more than a batch; returns the bytes it was given, and adds to the checksums."""
     data = source.data(entry.name)
     ready = source.ready_frame(entry.name)
     if ready is not None and len(ready) < entry.size:
@@ -352,6 +385,7 @@ def _write_stream(
     out.seek(start)
     if end - start >= entry.size:
         for piece in _slices(data):
+            sums.append(checksums(piece))
             out.write(piece)
         return entry.size
     out.write(encoder.header())
@@ -371,7 +405,8 @@ def _header_bound(original: SafetensorsHeader, metadata: dict[str, str]) -> int:
     """Bytes that suffice for the container's header: every frame is smaller than its tensor, every offset at
     most the original's. A multiple of 8, so that frames are aligned where the tensors before them are."""
     entries = original.entries.values()
-    longer = sum(max(0, _frame_digits(entry) - _plain_digits(entry)) for entry in entries)
+    longer = checksums_bound(entries)
+    longer += sum(max(0, _frame_digits(entry) - _plain_digits(entry)) for entry in entries)
     return -(-(len(format_header(metadata, entries)) + longer) // 8) * 8
 
 
@@ -385,16 +420,19 @@ def _plain_digits(entry: Entry) -> int:
     return len(entry.dtype.name) + sum(len(str(extent)) + 1 for extent in entry.shape) - bool(entry.shape)
 
 
-def _check_same_tensors(header: SafetensorsHeader, original: SafetensorsHeader) -> None:
-    """Refuses a container whose tensors are not those of the original, each as it is or as one frame (§7)."""
+def _uncompressed(header: SafetensorsHeader, original: SafetensorsHeader) -> list[Entry]:
+    """The tensors that are as in the original. Refuses a container whose others are not one frame each (§7)."""
     if header.entries.keys() != original.entries.keys():
         names = sorted(header.entries.keys() ^ original.entries.keys())
         raise CorruptFrame("not in both the container's and the original's header", tensor=names[0])
+    kept = []
     for name, theirs in original.entries.items():
         ours = header.entries[name]
-        same = (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-        if not same and (ours.dtype != _U8 or len(ours.shape) != 1):
+        if (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape):
+            kept.append(theirs)
+        elif ours.dtype != _U8 or len(ours.shape) != 1:
             raise CorruptFrame(
                 f"{ours.dtype.name} of shape {list(ours.shape)[:33]} is neither the original nor a frame",
                 tensor=name,
             )
+    return kept

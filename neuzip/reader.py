@@ -16,7 +16,7 @@ import numpy.typing as npt
 from neuzip import frame
 from neuzip.codec import Options
 from neuzip.collector import paused_collector
-from neuzip.container import Container, Entry
+from neuzip.container import CHUNK_BYTES, Container, Entry
 from neuzip.errors import InvalidArgument, NeuzipError, StorageError
 from neuzip.window import Window, is_basic
 
@@ -89,6 +89,9 @@ def read_bytes(container: Container, entry: Entry, start: int, out: Bytes, optio
     data = container.data(entry.name)
     if not container.is_frame(entry.name):
         out[:] = np.frombuffer(data, np.uint8)[start : start + out.size]
+        if out.size:
+            first, stop = start // CHUNK_BYTES, -(-(start + out.size) // CHUNK_BYTES)
+            container.check(entry.name, data[first * CHUNK_BYTES : stop * CHUNK_BYTES], first)
         return
     header = container.frame_header(entry.name)
     try:
@@ -144,6 +147,8 @@ def read_tensors(
                 frames.append((name, memory))
             elif memory.size:
                 memory[:] = np.frombuffer(container.data(name), np.uint8)
+                if options.verify:
+                    container.check(name, memory)
             tensors[name] = blank, shape
         items = [(container.data(name), memory) for name, memory in frames]
         try:

@@ -18,6 +18,7 @@ from safetensors_file import FILE_DTYPES, Tensor, build, header_text, model, spl
 from neuzip import frame
 from neuzip.codec import Options
 from neuzip.container import BATCH_BYTES, Container, write_container
+from neuzip.container_metadata import checksums
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput, UnsupportedFormat
 from neuzip.layouts import DTYPES
 from neuzip.safetensors_header import HEADER_LIMIT
@@ -235,7 +236,7 @@ def test_layout_of_the_file() -> None:
     header = Container.parse(memoryview(roundtrip(build(tensors)))).header
     assert header.data_start % 8 == 0
     assert all(entry.start % 8 == 0 for entry in header.entries.values())
-    assert len(header.text) - len(header.text.rstrip()) <= 8 + 8 * len(tensors)
+    assert len(header.text) - len(header.text.rstrip()) <= 8 + 14 * len(tensors)
 
 
 def test_compressing_twice_is_refused() -> None:
@@ -255,6 +256,9 @@ def test_a_plain_file_is_a_container_without_frames() -> None:
 # --- malformed containers ---
 
 
+PLAIN = Tensor("a", "U8", (4,), b"data")
+
+
 def forged(
     tensors: list[Tensor], original: bytes, *, drop: str = "", raw: bool = False, **changes: str
 ) -> bytes:
@@ -265,7 +269,10 @@ def forged(
         "neuzip.header": base64.b64encode(coded).decode(),
         "neuzip.size": str(8 + len(original) + _data_size(original)),
         "neuzip.sha256": "0" * 64,
+        "neuzip.checksums": base64.b64encode(checksums(memoryview(PLAIN.data))).decode(),
     }
+    if PLAIN not in tensors:
+        metadata["neuzip.checksums"] = ""
     metadata |= {f"neuzip.{key}": value for key, value in changes.items()}
     metadata.pop(drop, None)
     return build(tensors, metadata)
@@ -278,7 +285,6 @@ def _data_size(original: bytes) -> int:
         return 0
 
 
-PLAIN = Tensor("a", "U8", (4,), b"data")
 TEXT = header_text([PLAIN])
 SIZE = str(8 + len(TEXT) + len(PLAIN.data))
 
@@ -299,6 +305,11 @@ def test_the_forger_can_write_good_containers() -> None:
         (forged([PLAIN], TEXT, size="-1"), CorruptFrame),
         (forged([PLAIN], TEXT, sha256="F" * 64), CorruptFrame),
         (forged([PLAIN], TEXT, sha256="0" * 63), CorruptFrame),
+        (forged([PLAIN], TEXT, checksums="A"), CorruptFrame),
+        (forged([PLAIN], TEXT, checksums=""), CorruptFrame),
+        (forged([PLAIN], TEXT, checksums="AAAA"), CorruptFrame),
+        (forged([PLAIN], TEXT, checksums="A" * 12), CorruptFrame),
+        (forged([PLAIN], TEXT, drop="neuzip.checksums"), CorruptFrame),
         (forged([PLAIN], TEXT, header="not base64!"), CorruptFrame),
         (forged([PLAIN], TEXT, header="ä"), CorruptFrame),
         (forged([PLAIN], TEXT, header=""), CorruptFrame),

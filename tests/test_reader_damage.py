@@ -11,7 +11,7 @@ import pytest
 import neuzip
 import neuzip.numpy as nn
 from neuzip.container import Container, Entry
-from neuzip.container_metadata import container_metadata
+from neuzip.container_metadata import complete_metadata, container_metadata
 from neuzip.errors import CorruptFrame, NeuzipError, TruncatedInput
 from neuzip.layouts import DTYPES
 from neuzip.safetensors_header import LENGTH, format_header, parse_header
@@ -61,7 +61,10 @@ def forged(path: Path, shape: tuple[int, ...], data: bytes) -> None:
     """A container whose original header says F32 of a shape, whatever its frame says."""
     size = 4 * math.prod(shape)
     original = parse_header(format_header({}, [Entry("a", DTYPES["F32"], shape, 0, size)]))
-    text = format_header(container_metadata(original), [Entry("a", DTYPES["U8"], (len(data),), 0, len(data))])
+    text = format_header(
+        complete_metadata(container_metadata(original), "0" * 64, b""),
+        [Entry("a", DTYPES["U8"], (len(data),), 0, len(data))],
+    )
     path.write_bytes(LENGTH.pack(len(text)) + text + data)
 
 
