@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,6 +11,7 @@ import click
 from neuzip.cli import text
 
 if TYPE_CHECKING:
+    from neuzip.errors import NeuzipError
     from neuzip.report import Report
 
 
@@ -29,7 +32,40 @@ def document(report: Report) -> dict[str, Any]:
             }
             for file in report.files
         ],
+        "damages": describe(report.damages),
     }
+
+
+class Damaged(click.ClickException):
+    """Ends the program where a part of its source is damaged."""
+
+    exit_code = 1
+
+    def __init__(self, source: Path, damages: Sequence[NeuzipError]) -> None:
+        super().__init__(f"{source}: {text.count(len(damages), 'damage')}")
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"neuzip: {text.printable(self.message)}", err=True)
+
+
+def describe(damages: Sequence[NeuzipError]) -> list[dict[str, Any]]:
+    """Damages as JSON."""
+    return [
+        {
+            "file": damage.file,
+            "tensor": damage.tensor,
+            "chunk": damage.chunk,
+            "offset": damage.offset,
+            "message": damage.message,
+        }
+        for damage in damages
+    ]
+
+
+def show_damages(damages: Sequence[NeuzipError]) -> None:
+    """A line for each."""
+    for damage in damages:
+        click.echo(text.printable(str(damage)))
 
 
 def speed(report: Report) -> str:

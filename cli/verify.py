@@ -23,12 +23,20 @@ from neuzip.cli.progress import progress_bar
 def verify(src: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
     """Decode SRC and compare every checksum, writing nothing.
 
-    Exits with 1 and names the file and tensor if anything is damaged or missing.
+    Exits with 1 and lists every file, tensor and chunk that is damaged or missing.
     """
     from neuzip.checkpoint import verify_file
+    from neuzip.errors import DamagedFile
 
-    with progress_bar("verify", src, quiet) as progress:
-        done = verify_file(src, threads=threads, progress=progress)
+    try:
+        with progress_bar("verify", src, quiet) as progress:
+            done = verify_file(src, threads=threads, progress=progress)
+    except DamagedFile as error:
+        if as_json:
+            text.document({"source": str(src), "damages": report.describe(error.damages)})
+        else:
+            report.show_damages(error.damages)
+        raise report.Damaged(src, error.damages) from error
     name = text.printable(str(done.source))
     if any(file.coding == "plain" for file in done.files):
         summary = f"{name}: not compressed; well formed, but without checksums to verify"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -89,21 +89,41 @@ class Archive:
             error.at(file=path)
             raise
 
-    def pieces(self, options: Options) -> Iterator[memoryview]:
+    def pieces(self, options: Options, lost: Container[str | int] = frozenset()) -> Iterator[memoryview]:
         """The original file's bytes in order, in pieces of at most SEGMENT_BYTES.
 
-        A piece keeps its contents until the iterator has been advanced twice. The sha256 is the caller's to
-        check. Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
+        lost: positions of segments that are not decoded: zeros take their place. A piece keeps its contents
+        until the iterator has been advanced twice. The sha256 is the caller's to check.
+        Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
         """
-        room = min(SEGMENT_BYTES, self.original_size)
-        buffers = itertools.cycle([np.empty(room, np.uint8) for _ in range(2)])
+        buffers = self.buffers()
         for batch in segment_batches(self.segments):
-            out = next(buffers)[: sum(segment.size for segment in batch)]
-            base = batch[0].start
-            self.decode(
-                [(segment, out[segment.start - base :][: segment.size]) for segment in batch], options
-            )
-            yield out.data
+            yield self.decode_batch(batch, next(buffers), options, lost)
+
+    def buffers(self) -> Iterator[Bytes]:
+        """What decode_batch writes to, without end: two in turn."""
+        room = min(SEGMENT_BYTES, self.original_size)
+        return itertools.cycle([np.empty(room, np.uint8) for _ in range(2)])
+
+    def decode_batch(
+        self,
+        batch: Sequence[Segment],
+        buffer: Bytes,
+        options: Options,
+        lost: Container[str | int] = frozenset(),
+    ) -> memoryview:
+        """The original bytes of one of `segment_batches`, in the buffer. lost, errors: as for pieces."""
+        base = batch[0].start
+        out = buffer[: sum(segment.size for segment in batch)]
+        targets = []
+        for segment in batch:
+            target = out[segment.start - base :][: segment.size]
+            if segment.start in lost:
+                target[:] = 0
+            else:
+                targets.append((segment, target))
+        self.decode(targets, options)
+        return out.data
 
     def decode(self, targets: Iterable[tuple[Segment, Bytes]], options: Options) -> None:
         """Decodes segments, each into a buffer of its size, all in one go over the threads.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from neuzip import directory, member
@@ -56,20 +57,27 @@ def decompress_file(
     force: bool = False,
     remove: bool = False,
     progress: Progress | None = None,
+    salvage: bool = False,
 ) -> Report:
     """Restores the file of a container (§7) or archive (§10), or a compressed directory (§8), byte for byte.
 
     dst: the source's name without .nz, if not given. force, remove: as for compress_file. The checksums of
     all chunks and the sha256 of all files are checked before dst appears.
 
+    salvage: restore what is intact of a damaged src; the report's damages say what is not. A safetensors file is
+    restored without the damaged tensors, a file of an archive with zeros in their place; what a directory keeps as
+    a copy is restored as it is.
+
     Raises InvalidArgument, CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError. After an error src
     and dst are as they were.
     """
     source = Path(src)
     destination = Path(dst) if dst is not None else _restored_path(source)
-    task = Task(source, destination, Options(threads=threads), force, remove, progress)
+    task = Task(source, destination, Options(threads=threads), force, remove, progress, salvage)
     task.check()
-    return directory.restore(task) if source.is_dir() else _restore(task)
+    if source.is_dir():
+        return directory.salvage(task) if salvage else directory.restore(task)
+    return _salvage(task) if salvage else _restore(task)
 
 
 def verify_file(
@@ -79,20 +87,22 @@ def verify_file(
 
     Of a plain safetensors file or directory only the structure can be checked, of another plain file nothing.
 
-    Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument for a file of no kind.
+    Raises DamagedFile, whose damages are all damaged chunks, tensors and files; CorruptFrame, TruncatedInput or
+    UnsupportedFormat if not even the header can be read; StorageError; InvalidArgument for a file of no kind.
     """
     source, options = Path(src), Options(threads=threads)
     if source.is_dir():
         return directory.verify(source, options, progress)
     started = time.perf_counter()
     coding = _coding(source)
-    with member.open_packed(source, coding) as packed:
+    with member.open_packed(source, coding, damaged=True) as packed:
         size = packed.original_size
         meter = Meter(size, progress)
         if packed.sha256 is not None:
             member.verify(packed, options, meter.advance)
         else:
-            meter.advance(size)
+            with member.open_packed(source, coding):  # whole
+                meter.advance(size)
             coding = PLAIN
     file = FileReport(source.name, size, _size(source), coding)
     return _report(source, None, file, started)
@@ -147,6 +157,17 @@ def _restore(task: Task) -> Report:
         _remove(task.source)
     file = FileReport(task.destination.name, record.size, compressed, record.coding)
     return _report(task.source, task.destination, file, started)
+
+
+def _salvage(task: Task) -> Report:
+    started = time.perf_counter()
+    with member.open_packed(task.source, _coding(task.source), damaged=True) as packed:
+        meter = Meter(2 * packed.original_size, task.progress)
+        with drafted_file(task.destination, force=task.force) as draft:
+            record, damages = member.salvage(packed, draft, task.destination, task.options, meter.advance)
+    compressed = _size(task.source)
+    file = FileReport(task.destination.name, record.size, compressed, record.coding)
+    return replace(_report(task.source, task.destination, file, started), damages=damages)
 
 
 def _coding(path: Path) -> str:

@@ -26,7 +26,7 @@ from neuzip.container_metadata import (
     uncompressed_checksums,
 )
 from neuzip.digest import Digest
-from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, UnsupportedFormat
+from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput, UnsupportedFormat
 from neuzip.files import MappedFile
 from neuzip.layouts import DTYPES
 from neuzip.safetensors_header import (
@@ -69,25 +69,27 @@ class Container:
     checksums: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> Container:
+    def open(cls, path: str | Path, *, damaged: bool = False) -> Container:
         """Maps a file and checks its headers, not its frames.
+
+        damaged: open also a file that ends too early; to read what is missing raises TruncatedInput.
 
         Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument for a directory.
         """
         path = Path(path)
         file = MappedFile(path)
         try:
-            return replace(cls.parse(file.view, path), file=file)
+            return replace(cls.parse(file.view, path, damaged=damaged), file=file)
         except BaseException:
             file.close()
             raise
 
     @classmethod
-    def parse(cls, data: memoryview, path: Path | None = None) -> Container:
+    def parse(cls, data: memoryview, path: Path | None = None, *, damaged: bool = False) -> Container:
         """As open, for the bytes of a file."""
         try:
             with paused_collector():
-                header = parse_file(data)
+                header = parse_file(data, whole=not damaged)
                 if not is_container(header.metadata):
                     return cls(path, header, header, None, data)
                 original = original_header(header.metadata)
@@ -172,20 +174,32 @@ class Container:
         check. Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
         """
         yield memoryview(self.original.prefix)
-        room = min(BATCH_BYTES, self.original.data_size)
-        buffers = itertools.cycle([np.empty(room, np.uint8).data for _ in range(2)])
+        buffers = self.buffers()
         for batch in batches(self.entries.values()):
-            name = batch[0].name
-            if batch[0].size <= BATCH_BYTES:
-                yield self._decode_batch(batch, next(buffers), options)
-            elif self.is_frame(name):
-                yield from self._decode_stream(name, buffers, options)
-            else:
-                for number, piece in enumerate(_slices(self.data(name))):
-                    self.check(name, piece, number * (BATCH_BYTES // CHUNK_BYTES))
-                    yield piece
+            yield from self.decode(batch, buffers, options)
 
-    def _decode_batch(self, batch: list[Entry], buffer: memoryview, options: Options) -> memoryview:
+    def buffers(self) -> Iterator[memoryview]:
+        """What decode writes to, without end: two in turn."""
+        room = min(BATCH_BYTES, self.original.data_size)
+        return itertools.cycle([np.empty(room, np.uint8).data for _ in range(2)])
+
+    def decode(
+        self, batch: Sequence[Entry], buffers: Iterator[memoryview], options: Options
+    ) -> Iterator[memoryview]:
+        """The original bytes of one of `batches`, in pieces. Lifetime and errors as for pieces."""
+        name = batch[0].name
+        if batch[0].size <= BATCH_BYTES:
+            yield self._decode_batch(batch, next(buffers), options)
+        elif self.is_frame(name):
+            yield from self._decode_stream(name, buffers, options)
+        else:
+            if len(self.data(name)) != batch[0].size:
+                raise TruncatedInput("the file ends in it", file=self.path, tensor=name)
+            for number, piece in enumerate(_slices(self.data(name))):
+                self.check(name, piece, number * (BATCH_BYTES // CHUNK_BYTES))
+                yield piece
+
+    def _decode_batch(self, batch: Sequence[Entry], buffer: memoryview, options: Options) -> memoryview:
         base = batch[0].start
         out = buffer[: batch[-1].end - base]
         frames = []
@@ -195,7 +209,10 @@ class Container:
                 self.frame_header(entry.name)
                 frames.append((entry.name, target))
             else:
-                target[:] = self.data(entry.name)
+                data = self.data(entry.name)
+                if len(data) != len(target):  # of a file opened as a damaged one
+                    raise TruncatedInput("the file ends in it", file=self.path, tensor=entry.name)
+                target[:] = data
                 self.check(entry.name, target)
         names = [name for name, _ in frames]
         try:

@@ -13,7 +13,14 @@ from neuzip import member
 from neuzip.codec import Options
 from neuzip.container import Container
 from neuzip.draft import DirectoryDraft, created_file, drafted_directory
-from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, UnsupportedFormat
+from neuzip.errors import (
+    CorruptFrame,
+    DamagedFile,
+    InvalidArgument,
+    NeuzipError,
+    StorageError,
+    UnsupportedFormat,
+)
 from neuzip.files import MappedFile, drop_cache, remove_files, storage, walk_files
 from neuzip.manifest import (
     ARCHIVE,
@@ -106,26 +113,88 @@ def restore(task: Task) -> Report:
     return _report(task.source, task.destination, reports, overhead, started)
 
 
+def salvage(task: Task) -> Report:
+    """Restores what is intact of a damaged directory. See checkpoint.decompress_file."""
+    started = time.perf_counter()
+    manifest, files = _open(task.source, damaged=True)
+    meter = Meter(2 * manifest.size, task.progress)
+    reports: list[FileReport] = []
+    damages: list[NeuzipError] = []
+    with drafted_directory(
+        task.destination,
+        force=task.force,
+        check=lambda: _check_loss(task, files),
+        work="salvage",
+        names=(),
+    ) as draft:
+        for name, path in files.items():
+            record, target = manifest.files[name], _make_parents(draft, name)
+            try:
+                path = member_path(task.source, name)
+                found, errors = _salvage_member(path, target, task.destination / name, record, task, meter)
+            except NeuzipError as error:  # nothing of this file can be read
+                if isinstance(error, StorageError) and error.file == str(task.destination / name):
+                    raise
+                damages.append(error.at(file=path))
+                continue
+            damages += errors
+            reports.append(_file_report(name, found, path))
+    overhead = _size(task.source / MANIFEST_NAME)
+    return replace(_report(task.source, task.destination, reports, overhead, started), damages=tuple(damages))
+
+
+def _salvage_member(
+    source: Path, draft: Path, destination: Path, record: Record, task: Task, meter: Meter
+) -> tuple[Record, tuple[NeuzipError, ...]]:
+    if record.coding in (CONTAINER, ARCHIVE):
+        with member.open_packed(source, record.coding, damaged=True) as packed:
+            return member.salvage(packed, draft, destination, task.options, meter.advance)
+    write = member.restore_config if record.coding == CONFIG else member.copy
+    with MappedFile(source) as file:
+        try:
+            found = write(file, draft, destination, meter.advance)
+        except CorruptFrame as error:
+            return member.copy(file, draft, destination, meter.advance), (error,)
+    try:
+        _check_record(found, record, source)
+    except CorruptFrame as error:
+        return found, (error,)
+    return found, ()
+
+
 def verify(source: Path, options: Options, progress: Progress | None) -> Report:
     """Verifies a directory. See checkpoint.verify_file."""
     started = time.perf_counter()
     if not (source / MANIFEST_NAME).exists():
         return _verify_plain(source, options, progress)
-    manifest, files = _open(source)
+    manifest, files = _open(source, damaged=True)
     meter = Meter(manifest.size, progress)
     reports = []
+    damages: list[NeuzipError] = []
     for name, path in files.items():
         record = manifest.files[name]
-        if record.coding in (CONTAINER, ARCHIVE):
-            with member.open_packed(path, record.coding) as packed:
-                _check_record(member.original_record(packed), record, path)
-                member.verify(packed, options, meter.advance)
-        else:
-            with MappedFile(path) as file:
-                original = member.original_config(file) if record.coding == CONFIG else file.view
-                _check_record(member.measure(original, record.coding, meter.advance), record, path)
-        reports.append(_file_report(name, record, path))
+        try:
+            _verify_member(member_path(source, name), record, options, meter)
+            reports.append(_file_report(name, record, path))
+        except DamagedFile as error:
+            damages += error.damages
+        except NeuzipError as error:
+            damages.append(error.at(file=path))
+    if damages:
+        raise DamagedFile(damages)
+    _check_indexes(files)
     return _report(source, None, reports, _size(source / MANIFEST_NAME), started)
+
+
+def _verify_member(path: Path, record: Record, options: Options, meter: Meter) -> None:
+    if record.coding in (CONTAINER, ARCHIVE):
+        with member.open_packed(path, record.coding, damaged=True) as packed:
+            _check_record(member.original_record(packed), record, path)
+            member.verify(packed, options, meter.advance)
+    else:
+        with MappedFile(path) as file:
+            original = member.original_config(file) if record.coding == CONFIG else file.view
+            _check_record(member.measure(original, record.coding, meter.advance), record, path)
 
 
 def _verify_plain(source: Path, options: Options, progress: Progress | None) -> Report:
@@ -150,13 +219,15 @@ def _verify_plain(source: Path, options: Options, progress: Progress | None) -> 
     return _report(source, None, reports, 0, started)
 
 
-def _open(source: Path) -> tuple[Manifest, dict[str, Path]]:
-    """The manifest and its files' paths, all there; the shard indexes among them checked."""
+def _open(source: Path, *, damaged: bool = False) -> tuple[Manifest, dict[str, Path]]:
+    """The manifest and its files' paths; all there, and the shard indexes among them checked, if not damaged."""
     try:
         (source / MANIFEST_NAME).lstat()
     except OSError as error:
         raise InvalidArgument(f"not a compressed directory: no {MANIFEST_NAME}", file=source) from error
     manifest = Manifest.read(source)
+    if damaged:
+        return manifest, {name: source / name for name in manifest.files}
     files = {name: member_path(source, name) for name in manifest.files}
     _check_indexes(files)
     return manifest, files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 
@@ -56,6 +57,26 @@ class NeuzipError(Exception):
 
 class CorruptFrame(NeuzipError):
     """The bytes contradict the format or their checksum."""
+
+
+class DamagedFile(CorruptFrame):
+    """Parts of a file or directory are damaged; the others are intact.
+
+    damages: what is wrong, an error for each chunk or, where that is not known, tensor or file. file, tensor, chunk
+    and offset are the first one's.
+    """
+
+    def __init__(self, damages: Sequence[NeuzipError]) -> None:
+        first = damages[0]
+        more = f" ({len(damages)} damages in all)" if len(damages) > 1 else ""
+        super().__init__(
+            first.message + more,
+            file=first.file,
+            tensor=first.tensor,
+            chunk=first.chunk,
+            offset=first.offset,
+        )
+        self.damages = tuple(damages)
 
 
 class TruncatedInput(NeuzipError):

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from neuzip import damage
 from neuzip.archive import Archive, is_archive
 from neuzip.archive_writer import write_archive
 from neuzip.codec import Options
 from neuzip.container import BATCH_BYTES, Container, write_container
 from neuzip.digest import Digest
-from neuzip.errors import CorruptFrame, InvalidArgument
+from neuzip.errors import CorruptFrame, DamagedFile, InvalidArgument, NeuzipError
 from neuzip.files import MappedFile, created_file, same_bytes
 from neuzip.kinds import find_parts
 from neuzip.kinds.part import ViewSource
@@ -53,9 +54,12 @@ class Packed(Protocol):
         """Closes the file."""
 
 
-def open_packed(path: Path, coding: str) -> Container | Archive:
-    """Opens a file of coding CONTAINER or ARCHIVE, to be closed as a context manager."""
-    return Archive.open(path) if coding == ARCHIVE else Container.open(path)
+def open_packed(path: Path, coding: str, *, damaged: bool = False) -> Container | Archive:
+    """Opens a file of coding CONTAINER or ARCHIVE, to be closed as a context manager.
+
+    damaged: see Container.open.
+    """
+    return Archive.open(path) if coding == ARCHIVE else Container.open(path, damaged=damaged)
 
 
 def guess_coding(path: Path) -> str:
@@ -118,11 +122,39 @@ def restore(packed: Packed, draft: Path, destination: Path, options: Options, ad
     return record
 
 
-def verify(packed: Packed, options: Options, advance: Advance) -> Record:
-    """Decodes a file and checks its sha256, writing nothing. Raises InvalidArgument if it is not compressed."""
+def salvage(
+    packed: Container | Archive, draft: Path, destination: Path, options: Options, advance: Advance
+) -> tuple[Record, tuple[NeuzipError, ...]]:
+    """Writes what is intact of a file to `draft`, and returns what is not; errors name `destination`.
+
+    Of a container that is a safetensors file without the damaged tensors; of an archive the original file with
+    zeros for what is damaged. advance is called for every byte twice.
+    """
+    original_record(packed)
+    examination = damage.examine(packed, options, advance)
+    lost = examination.lost
+    pieces = (
+        packed.pieces(options, lost)
+        if isinstance(packed, Archive)
+        else damage.intact_part(packed, lost).pieces(options)
+    )
+    with created_file(draft, mode=_mapped(packed).mode, destination=destination) as out, Digest() as digest:
+        for piece in pieces:
+            digest.update([piece])
+            out.write(piece)
+            advance(len(piece))
+        record = Record(digest.size, digest.hexdigest(), original_record(packed).coding)
+    return record, examination.errors
+
+
+def verify(packed: Container | Archive, options: Options, advance: Advance) -> Record:
+    """Decodes a file and checks its sha256, writing nothing.
+
+    Raises DamagedFile, which names all that is wrong; InvalidArgument if the file is not compressed.
+    """
     record = original_record(packed)
-    for piece in _checked_pieces(packed, record, options):
-        advance(len(piece))
+    if errors := damage.examine(packed, options, advance).errors:
+        raise DamagedFile(errors)
     return record
 
 

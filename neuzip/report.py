@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuzip.errors import NeuzipError
+
 # The coding of a file that was verified and is not compressed. The others are manifest.py's.
 PLAIN = "plain"
 
@@ -31,7 +33,7 @@ class FileReport:
 class Report:
     """A whole file or directory. Sizes in bytes; a directory's compressed_size includes the manifest.
 
-    destination: None if nothing was written.
+    destination: None if nothing was written. damages: what could not be restored, if that was allowed.
     """
 
     source: Path
@@ -40,6 +42,7 @@ class Report:
     compressed_size: int
     seconds: float
     files: tuple[FileReport, ...]
+    damages: tuple[NeuzipError, ...] = ()
 
     @property
     def ratio(self) -> float:

@@ -63,8 +63,10 @@ class SafetensorsHeader:
         return LENGTH.pack(len(self.text)) + self.text
 
 
-def parse_file(data: memoryview) -> SafetensorsHeader:
-    """Parses the header of a whole safetensors file and checks the file's size against it.
+def parse_file(data: memoryview, *, whole: bool = True) -> SafetensorsHeader:
+    """Parses the header of a safetensors file and checks the file's size against it.
+
+    whole: refuse a file that ends in its data.
 
     Raises CorruptFrame, TruncatedInput, or UnsupportedFormat for a dtype that is not known.
     """
@@ -80,7 +82,7 @@ def parse_file(data: memoryview) -> SafetensorsHeader:
             f"the header has {length} bytes but only {len(data) - LENGTH.size} are left", offset=LENGTH.size
         )
     header = parse_header(bytes(data[LENGTH.size : LENGTH.size + length]))
-    if header.file_size > len(data):
+    if whole and header.file_size > len(data):
         raise TruncatedInput(f"the header describes {header.file_size} bytes but the file has {len(data)}")
     if header.file_size < len(data):
         raise CorruptFrame(f"{len(data) - header.file_size} bytes follow the data", offset=header.file_size)

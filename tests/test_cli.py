@@ -156,7 +156,7 @@ def test_errors_name_file_and_tensor(packed: Path) -> None:
     for offset in range(len(data) // 2, len(data) // 2 + 64):
         data[offset] ^= 0x55
     packed.write_bytes(data)
-    for arguments in (["verify"], ["inspect"], ["bench"], ["decompress", "--force"]):
+    for arguments in (["inspect"], ["bench"], ["decompress", "--force"]):
         assert_error(run(*arguments, packed, "--json"), str(packed), "tensor 'layer.")
 
 

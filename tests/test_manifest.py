@@ -12,6 +12,7 @@ from safetensors_file import build, model
 from neuzip.checkpoint import compress_file, decompress_file, verify_file
 from neuzip.errors import (
     CorruptFrame,
+    DamagedFile,
     NeuzipError,
     StorageError,
 )
@@ -81,8 +82,8 @@ def test_missing_and_wrong_members(packed_folder: Path) -> None:
                 work(packed_folder)
             assert caught.value.file == str(config)
     config.unlink()
-    for work in (decompress_file, verify_file):
-        with pytest.raises(StorageError) as missing:
+    for work, kind in ((decompress_file, StorageError), (verify_file, DamagedFile)):
+        with pytest.raises(kind) as missing:
             work(packed_folder)
         assert missing.value.file == str(config)
     config.mkdir()
