@@ -127,6 +127,24 @@ def test_own_tables_at_their_edges(program: Path) -> None:
     check_encoding(program, tensors, [1])
 
 
+def test_planes_at_the_edge_of_paying(program: Path) -> None:
+    """Symbols in equal numbers, so many that a sample, or the cost, just speaks for a table or against it."""
+    generator = np.random.default_rng(6)
+    size, layout = 1 << 15, LAYOUTS["byte"]
+    tensors = [
+        cases.encode(
+            f"{count} symbols",
+            layout,
+            generator.integers(count, size=size, dtype=np.uint8).tobytes(),
+            b"",
+            15,
+        )
+        for count in range(204, 226)
+    ]
+    assert {tensor.packed[0] for tensor in tensors} == {0, 4}
+    check_encoding(program, tensors, [1])
+
+
 def test_chunks_beyond_the_capacity_are_left_out(program: Path) -> None:
     tensors = [original(layout, "weights", 0, 3 * cases.CHUNK_UNITS) for layout in cases.PLANED]
     for shortfall in (4, 2000):

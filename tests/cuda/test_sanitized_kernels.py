@@ -72,7 +72,7 @@ def test_many_chunks_without_races(threads: Path) -> None:
 
 def check_others(program: Path) -> None:
     """Samples, planes, and products of matrices, one of which has a bad chunk."""
-    check_sample(program, [case for case in small() if case.units > 256], [1])
+    check_sample(program, [case for case in small() if case.units > 256][::13], [1])
     check_planes(program, (1, 300), (2,))
     for _, dtype in KERNELS.values():
         values, x = weights(dtype, (5, 500)), weights(dtype, (2, 500), seed=1)
