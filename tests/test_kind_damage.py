@@ -226,6 +226,14 @@ def test_a_zip_file_of_too_many_members(monkeypatch: pytest.MonkeyPatch) -> None
     assert check(data) == Kind.OTHER
 
 
+def test_a_pickle_of_too_many_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    for data in zipped(), legacy():
+        assert check(data) == Kind.TORCH
+        with monkeypatch.context() as patch:
+            patch.setattr("neuzip.kinds.pickles._UNIT_LIMIT", 60)
+            assert check(data) == Kind.OTHER
+
+
 CORRUPTIONS: dict[str, Callable[[bytes], bytes]] = {
     "appended": lambda data: data + bytes(1000),
     "prefixed": lambda data: b"\0" + data,
