@@ -20,7 +20,6 @@ import neuzip.optim
 
 TRAIN, PREFILL, TOKEN = "train", "prefill", "token"
 QUESTIONS = (TRAIN, PREFILL, TOKEN)
-TRAIN_TOKENS, PROMPT, WRITTEN = (2, 1025), 512, 8  # each row of 1,025 ids has 1,024 to predict
 PLAIN, LOMO, FRAMES, FIXED = (
     "plain",
     "plain, stepped in backward",
@@ -38,13 +37,20 @@ LEARNING_RATE = 0.01
 
 @dataclass(frozen=True)
 class Scale:
+    """work, memory: models that are bound by it. batch: rows and ids of a training step, of each row all but the first
+    to be predicted. prompt, written: tokens.
+    """
+
     work: Size = WORK
     memory: Size = MEMORY
+    batch: tuple[int, int] = (2, 1025)
+    prompt: int = 512
+    written: int = 8
     rounds: int = 5
     threads: tuple[int, ...] = (1, 2)
 
 
-TINY_SCALE = Scale(TINY, TINY, 2)
+TINY_SCALE = Scale(TINY, TINY, (2, 33), 32, 2, 2)
 
 
 class Agreement:
@@ -67,7 +73,7 @@ class Agreement:
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().view(torch.uint8)
+    return tensor.detach().reshape(-1).view(torch.uint8)
 
 
 def ask(question: str, scale: Scale) -> Iterator[Measurement]:
@@ -104,7 +110,7 @@ def contender(codec: str, run: Callable[[Any], torch.Tensor], agreement: Agreeme
 def trained(name: str, dtype: torch.dtype, scale: Scale) -> list[Measurement]:
     """Steps of SGD: backward and then a step, the step inside backward, and so with compressed weights."""
     model, agreement = Llama(scale.work, dtype), Agreement()
-    ids = torch.randint(0, scale.work.vocab, TRAIN_TOKENS, generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, scale.work.vocab, scale.batch, generator=torch.Generator().manual_seed(1))
     size = model_bytes(model)
 
     def stepper(codec: str) -> Contender:
@@ -131,7 +137,7 @@ def trained(name: str, dtype: torch.dtype, scale: Scale) -> list[Measurement]:
 def read(name: str, dtype: torch.dtype, scale: Scale) -> list[Measurement]:
     """The logits of a prompt."""
     model, agreement = Llama(scale.work, dtype).eval(), Agreement()
-    ids = torch.randint(0, scale.work.vocab, (1, PROMPT), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, scale.work.vocab, (1, scale.prompt), generator=torch.Generator().manual_seed(1))
 
     def reader(codec: str, own: Llama) -> Contender:
         @torch.inference_mode()
@@ -156,7 +162,7 @@ def written(name: str, scale: Scale) -> list[Measurement]:
         @torch.inference_mode()
         def write(_: Any) -> torch.Tensor:
             token, grown, all_logits = first, cache, []
-            for _ in range(WRITTEN):
+            for _ in range(scale.written):
                 logits, grown = own(token, grown)
                 token = logits.argmax(-1)
                 all_logits.append(logits)
@@ -167,7 +173,11 @@ def written(name: str, scale: Scale) -> list[Measurement]:
     contenders = [writer(codec, own) for codec, own in forms(model, torch.bfloat16)]
     found = measure(TOKEN, name, model_bytes(model), contenders, scale.rounds)
     return [
-        replace(row, median_seconds=row.median_seconds / WRITTEN, best_seconds=row.best_seconds / WRITTEN)
+        replace(
+            row,
+            median_seconds=row.median_seconds / scale.written,
+            best_seconds=row.best_seconds / scale.written,
+        )
         for row in found
     ]
 

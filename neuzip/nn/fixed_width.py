@@ -68,7 +68,7 @@ class FixedWidthTensor(FrozenTensor):
         framed = CompressedTensor.compress(held.dense(), held.level, held.piece_bytes)
         like = CompressedTensor(framed.weight, self.shape, self.stride(), self.storage_offset())
         saved = nn.Parameter(like, requires_grad=False) if isinstance(self, nn.Parameter) else like
-        return CompressedTensor.__reduce_ex__(saved, protocol)
+        return CompressedTensor.__reduce_ex__(saved, protocol)  # type: ignore[arg-type]
 
 
 def compress_model_fixed_width(
