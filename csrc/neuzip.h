@@ -220,7 +220,7 @@ NZ_API uint64_t nz_frame_bound(int32_t dtype, int32_t ndim, uint64_t size, int32
 
 /* bf16 values in memory at a fixed width of some 12 bits, for products at the speed of memory: what a model's
  * weights are while it answers. The bytes are this library's own, for no file and no other release; the
- * functions below trust them.
+ * functions below trust them. Values lie at even addresses.
  *
  * Bytes that suffice for `values` values. */
 NZ_API uint64_t nz_fixed_bound(uint64_t values);

@@ -130,3 +130,11 @@ def test_failing_allocations(builder: Builder) -> None:
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="no ThreadSanitizer here")
 def test_threads(builder: Builder) -> None:
     assert output(builder.program("threads", "threads")).split() == ISAS
+
+
+@pytest.mark.parametrize("kind", ["memory", "threads"])
+def test_fixed_width(builder: Builder, kind: str) -> None:
+    """Buffers of exactly their sizes, several threads, and all instruction sets alike."""
+    if kind == "threads" and platform.machine() not in ("x86_64", "aarch64"):
+        pytest.skip("no ThreadSanitizer here")
+    output(builder.program("fixed_codes", kind))
