@@ -28,6 +28,7 @@ from neuzip.cli.progress import progress_bar
     help="max codes mantissa bits too: a little smaller, slower.",
 )
 @options.threads
+@options.backend
 @options.remove
 @options.force
 @options.as_json
@@ -37,6 +38,7 @@ def compress(
     dst: Path | None,
     level: str,
     threads: int | None,
+    backend: str | None,
     remove: bool,
     force: bool,
     as_json: bool,
@@ -52,7 +54,14 @@ def compress(
 
     with progress_bar("compress", src, quiet) as progress:
         done = compress_file(
-            src, dst, level=level, threads=threads, force=force, remove=remove, progress=progress
+            src,
+            dst,
+            level=level,
+            threads=threads,
+            backend=backend,
+            force=force,
+            remove=remove,
+            progress=progress,
         )
     summary = (
         f"{text.printable(str(done.destination))}: {text.size(done.original_size)} -> "

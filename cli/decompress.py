@@ -20,6 +20,7 @@ from neuzip.cli.progress import progress_bar
 @options.source
 @options.destination("X.nz.safetensors to X.safetensors, any other X.nz to X")
 @options.threads
+@options.backend
 @click.option("--salvage", is_flag=True, help="Restore what is intact of a damaged SRC, and list the rest.")
 @options.remove
 @options.force
@@ -29,6 +30,7 @@ def decompress(
     src: Path,
     dst: Path | None,
     threads: int | None,
+    backend: str | None,
     salvage: bool,
     remove: bool,
     force: bool,
@@ -46,7 +48,14 @@ def decompress(
 
     with progress_bar("decompress", src, quiet) as progress:
         done = decompress_file(
-            src, dst, threads=threads, force=force, remove=remove, progress=progress, salvage=salvage
+            src,
+            dst,
+            threads=threads,
+            backend=backend,
+            force=force,
+            remove=remove,
+            progress=progress,
+            salvage=salvage,
         )
     summary = (
         f"{text.printable(str(done.destination))}: {text.size(done.compressed_size)} -> "

@@ -33,6 +33,14 @@ def threads(command: Command) -> Command:
     )(command)
 
 
+def backend(command: Command) -> Command:
+    return click.option(
+        "--backend",
+        type=click.Choice(["mmap", "read"]),
+        help="Read files through a memory map or with plain reads. [default: read on network file systems]",
+    )(command)
+
+
 def remove(command: Command) -> Command:
     return click.option(
         "--rm", "remove", is_flag=True, help="Delete SRC once the result was read back and compared."

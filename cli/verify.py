@@ -18,9 +18,10 @@ from neuzip.cli.progress import progress_bar
 )
 @options.source
 @options.threads
+@options.backend
 @options.as_json
 @options.quiet
-def verify(src: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
+def verify(src: Path, threads: int | None, backend: str | None, as_json: bool, quiet: bool) -> None:
     """Decode SRC and compare every checksum, writing nothing.
 
     Exits with 1 and lists every file, tensor and chunk that is damaged or missing.
@@ -30,7 +31,7 @@ def verify(src: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
 
     try:
         with progress_bar("verify", src, quiet) as progress:
-            done = verify_file(src, threads=threads, progress=progress)
+            done = verify_file(src, threads=threads, backend=backend, progress=progress)
     except DamagedFile as error:
         if as_json:
             text.document({"source": str(src), "damages": report.describe(error.damages)})

@@ -508,6 +508,16 @@ _release = ctypes.pythonapi.Py_DecRef
 _release.restype, _release.argtypes = None, [ctypes.c_void_p]
 
 
+def file_system_type(descriptor: int) -> int | None:
+    """f_type of Linux's fstatfs(2) for an open file; None elsewhere."""
+    if sys.platform != "linux":
+        return None
+    answer = (ctypes.c_long * 64)()  # larger than any struct statfs, whose first field is f_type
+    if ctypes.CDLL(None).fstatfs(descriptor, answer) != 0:
+        return None
+    return int(answer[0]) & 0xFFFFFFFF
+
+
 class BytesBuilder:
     """A ``bytes`` object that is filled in place and then shortened: saves a copy of every compressed tensor.
 

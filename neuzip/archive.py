@@ -63,17 +63,17 @@ class Archive:
     original_size: int
     sha256: str
     segments: tuple[Segment, ...]
-    view: memoryview
+    view: Any
     file: MappedFile | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Archive:
-        """Maps a file and checks its header and index, not its frames.
+    def open(cls, path: str | Path, *, backend: str | None = None) -> Archive:
+        """Opens a file and checks its header and index, not its frames.
 
         Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument for a directory.
         """
         path = Path(path)
-        file = MappedFile(path)
+        file = MappedFile(path, backend)
         try:
             return replace(cls.parse(file.view, path), file=file)
         except BaseException:
@@ -81,8 +81,8 @@ class Archive:
             raise
 
     @classmethod
-    def parse(cls, data: memoryview, path: Path | None = None) -> Archive:
-        """As open, for the bytes of a file."""
+    def parse(cls, data: Any, path: Path | None = None) -> Archive:
+        """As open, for the bytes of a file: a memoryview or a ReadView."""
         try:
             return _parse(data, path)
         except NeuzipError as error:
@@ -225,13 +225,13 @@ def _interleave(columns: Sequence[Bytes], out: Bytes, rows: int) -> None:
         at += width
 
 
-def _parse(data: memoryview, path: Path | None) -> Archive:
+def _parse(data: Any, path: Path | None) -> Archive:
     if not MAGIC.startswith(bytes(data[: len(MAGIC)])):
         raise UnsupportedFormat("not a neuzip archive: wrong magic", offset=0)
     if len(data) < HEADER.size:
         raise TruncatedInput(f"an archive has at least {HEADER.size} bytes, here are {len(data)}")
-    _, version, kind, required, count, packed_size, size, archive_size, checksum, sha256 = HEADER.unpack_from(
-        data
+    _, version, kind, required, count, packed_size, size, archive_size, checksum, sha256 = HEADER.unpack(
+        data[: HEADER.size]
     )
     if version != VERSION:
         raise UnsupportedFormat(f"the archive has version {version}; this decoder knows {VERSION}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import zstandard
@@ -48,7 +48,7 @@ class _Written:
 
 
 def write_archive(
-    view: memoryview,
+    view: Any,
     kind: int,
     parts: Iterable[Part],
     out: BinaryIO,
@@ -112,7 +112,7 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
         yield batch
 
 
-def _encode(view: memoryview, batch: Sequence[_Piece], options: Options) -> list[_Written]:
+def _encode(view: Any, batch: Sequence[_Piece], options: Options) -> list[_Written]:
     """The segments of a batch: tensors that shrink, and runs of everything else."""
     tensors = _encode_tensors(view, batch, options)
     plain = [
@@ -125,7 +125,7 @@ def _encode(view: memoryview, batch: Sequence[_Piece], options: Options) -> list
     return sorted(written, key=lambda segment: segment.piece.start)
 
 
-def _encode_tensors(view: memoryview, batch: Sequence[_Piece], options: Options) -> dict[int, _Written]:
+def _encode_tensors(view: Any, batch: Sequence[_Piece], options: Options) -> dict[int, _Written]:
     """By start, the tensors of a batch that shrink enough."""
     pieces = [piece for piece in batch if piece.part and piece.end - piece.start > _LEAST_SAVING]
     tables = [_columns(view, piece) for piece in pieces]
@@ -144,7 +144,7 @@ def _encode_tensors(view: memoryview, batch: Sequence[_Piece], options: Options)
     }
 
 
-def _columns(view: memoryview, piece: _Piece) -> list[tuple[Bytes, DType, tuple[int, ...]]]:
+def _columns(view: Any, piece: _Piece) -> list[tuple[Bytes, DType, tuple[int, ...]]]:
     """What to encode of a tensor: its bytes, or the fields of its records, each together."""
     assert piece.part is not None
     data = np.frombuffer(view[piece.start : piece.end], np.uint8)
@@ -155,7 +155,7 @@ def _columns(view: memoryview, piece: _Piece) -> list[tuple[Bytes, DType, tuple[
     return [(column, dtype, (count, width)) for dtype, width, column in split_fields(piece.part, data)]
 
 
-def _encode_plain(view: memoryview, pieces: Sequence[_Piece], options: Options) -> list[_Written]:
+def _encode_plain(view: Any, pieces: Sequence[_Piece], options: Options) -> list[_Written]:
     items = [(view[piece.start : piece.end], _OPAQUE, (_size(piece),)) for piece in pieces]
     frames = frame.encode_many(items, options)
     return [_Written(piece, [data]) for piece, data in zip(pieces, frames, strict=True)]

@@ -30,6 +30,7 @@ def compress_file(
     force: bool = False,
     remove: bool = False,
     progress: Progress | None = None,
+    backend: str | None = None,
 ) -> Report:
     """Compresses a safetensors file to a container (§7), another file to an archive (§10), a directory to a
     compressed directory (§8).
@@ -39,13 +40,16 @@ def compress_file(
     force: replace dst; of an existing directory only if nothing but the result would be lost.
     remove: remove src, after the result was decoded and compared with it.
     Symbolic links to files in a directory are read, and are what remove removes.
+    backend: how files are read: "mmap"; "read", plain reads; None, plain reads on network file systems and else mmap.
 
     Raises InvalidArgument, StorageError, and CorruptFrame, TruncatedInput or UnsupportedFormat for a source
     that is a broken safetensors file. After an error src and dst are as they were.
     """
     source = Path(src)
     destination = Path(dst) if dst is not None else _compressed_path(source)
-    task = Task(source, destination, Options(level=level, threads=threads), force, remove, progress)
+    task = Task(
+        source, destination, Options(level=level, threads=threads, backend=backend), force, remove, progress
+    )
     task.check()
     return directory.compress(task) if source.is_dir() else _compress(task)
 
@@ -58,10 +62,11 @@ def decompress_file(
     remove: bool = False,
     progress: Progress | None = None,
     salvage: bool = False,
+    backend: str | None = None,
 ) -> Report:
     """Restores the file of a container (§7) or archive (§10), or a compressed directory (§8), byte for byte.
 
-    dst: the source's name without .nz, if not given. force, remove: as for compress_file. The checksums of
+    dst: the source's name without .nz, if not given. force, remove, backend: as for compress_file. The checksums of
     all chunks and the sha256 of all files are checked before dst appears.
 
     salvage: restore what is intact of a damaged src; the report's damages say what is not. A safetensors file is
@@ -73,7 +78,9 @@ def decompress_file(
     """
     source = Path(src)
     destination = Path(dst) if dst is not None else _restored_path(source)
-    task = Task(source, destination, Options(threads=threads), force, remove, progress, salvage)
+    task = Task(
+        source, destination, Options(threads=threads, backend=backend), force, remove, progress, salvage
+    )
     task.check()
     if source.is_dir():
         return directory.salvage(task) if salvage else directory.restore(task)
@@ -81,7 +88,10 @@ def decompress_file(
 
 
 def verify_file(
-    src: str | os.PathLike[str], threads: int | None = None, progress: Progress | None = None
+    src: str | os.PathLike[str],
+    threads: int | None = None,
+    progress: Progress | None = None,
+    backend: str | None = None,
 ) -> Report:
     """Decodes a compressed file or directory and checks all checksums and sha256s, writing nothing.
 
@@ -90,18 +100,18 @@ def verify_file(
     Raises DamagedFile, whose damages are all damaged chunks, tensors and files; CorruptFrame, TruncatedInput or
     UnsupportedFormat if not even the header can be read; StorageError; InvalidArgument for a file of no kind.
     """
-    source, options = Path(src), Options(threads=threads)
+    source, options = Path(src), Options(threads=threads, backend=backend)
     if source.is_dir():
         return directory.verify(source, options, progress)
     started = time.perf_counter()
     coding = _coding(source)
-    with member.open_packed(source, coding, damaged=True) as packed:
+    with member.open_packed(source, coding, options, damaged=True) as packed:
         size = packed.original_size
         meter = Meter(size, progress)
         if packed.sha256 is not None:
             member.verify(packed, options, meter.advance)
         else:
-            with member.open_packed(source, coding):  # whole
+            with member.open_packed(source, coding, options):  # whole
                 meter.advance(size)
             coding = PLAIN
     file = FileReport(source.name, size, _size(source), coding)
@@ -121,8 +131,8 @@ def _compress(task: Task) -> Report:
             if task.remove:
                 drop_cache(draft)
                 with (
-                    member.open_packed(draft, record.coding) as written,
-                    MappedFile(task.source) as source,
+                    member.open_packed(draft, record.coding, task.options) as written,
+                    MappedFile(task.source, task.options.backend) as source,
                 ):
                     member.compare(written, source, task.options)
                     source.check_unchanged()
@@ -137,20 +147,20 @@ def _plain(task: Task) -> Container | MappedFile:
     """The source: a safetensors file if it, or else its destination, is to be one."""
     named = task.source.suffix == member.SUFFIX and task.destination.suffix != _INFIX
     if named or task.destination.suffix == member.SUFFIX:
-        return Container.open(task.source)
-    return MappedFile(task.source)
+        return Container.open(task.source, backend=task.options.backend)
+    return MappedFile(task.source, task.options.backend)
 
 
 def _restore(task: Task) -> Report:
     started = time.perf_counter()
-    with member.open_packed(task.source, _coding(task.source)) as packed:
+    with member.open_packed(task.source, _coding(task.source), task.options) as packed:
         record = member.original_record(packed)
         meter = Meter(record.size, task.progress)
         with drafted_file(task.destination, force=task.force) as draft:
             member.restore(packed, draft, task.destination, task.options, meter.advance)
             if task.remove:
                 drop_cache(draft)
-                with MappedFile(draft) as written:
+                with MappedFile(draft, task.options.backend) as written:
                     member.compare(packed, written, task.options)
         compressed = _size(task.source)
     if task.remove:
@@ -161,7 +171,7 @@ def _restore(task: Task) -> Report:
 
 def _salvage(task: Task) -> Report:
     started = time.perf_counter()
-    with member.open_packed(task.source, _coding(task.source), damaged=True) as packed:
+    with member.open_packed(task.source, _coding(task.source), task.options, damaged=True) as packed:
         meter = Meter(2 * packed.original_size, task.progress)
         with drafted_file(task.destination, force=task.force) as draft:
             record, damages = member.salvage(packed, draft, task.destination, task.options, meter.advance)

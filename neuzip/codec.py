@@ -44,12 +44,14 @@ class Options:
     threads: at most this many; ``None`` means one for each processor this process may use.
     chunk_log2: units of a chunk, as a power of two, 10 … 16.
     verify: compare every chunk's checksum when decoding.
+    backend: how files are read: "mmap"; "read", plain reads; None, plain reads on network file systems.
     """
 
     level: str = "default"
     threads: int | None = None
     chunk_log2: int = 16
     verify: bool = True
+    backend: str | None = None
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -27,8 +27,9 @@ from neuzip.container_metadata import (
 )
 from neuzip.digest import Digest
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput, UnsupportedFormat
-from neuzip.files import MappedFile
+from neuzip.files import MappedFile, lazy_part
 from neuzip.layouts import DTYPES
+from neuzip.piecewise import plan_pieces
 from neuzip.safetensors_header import (
     HEADER_LIMIT,
     LENGTH,
@@ -43,6 +44,8 @@ __all__ = ["BATCH_BYTES", "Container", "Entry", "batches", "write_container"]
 # Original bytes coded at a time: enough to keep every thread busy, and what bounds the memory needed.
 BATCH_BYTES = 16 << 20
 
+# Bytes of a larger tensor whose tables are chosen together: whole chunks of every layout.
+_PLAN_BYTES = 64 << 20
 _U8 = DTYPES["U8"]
 # §5: ndim is 0 … 32. A tensor of more dimensions is kept as it is.
 _FRAME_DIMENSIONS = 32
@@ -64,20 +67,21 @@ class Container:
     header: SafetensorsHeader
     original: SafetensorsHeader
     sha256: str | None
-    view: memoryview
+    view: Any
     file: MappedFile | None = None
     checksums: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, path: str | Path, *, damaged: bool = False) -> Container:
-        """Maps a file and checks its headers, not its frames.
+    def open(cls, path: str | Path, *, damaged: bool = False, backend: str | None = None) -> Container:
+        """Opens a file and checks its headers, not its frames.
 
-        damaged: open also a file that ends too early; to read what is missing raises TruncatedInput.
+        backend: see MappedFile. damaged: open also a file that ends too early; to read what is missing raises
+        TruncatedInput.
 
         Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument for a directory.
         """
         path = Path(path)
-        file = MappedFile(path)
+        file = MappedFile(path, backend)
         try:
             return replace(cls.parse(file.view, path, damaged=damaged), file=file)
         except BaseException:
@@ -85,8 +89,8 @@ class Container:
             raise
 
     @classmethod
-    def parse(cls, data: memoryview, path: Path | None = None, *, damaged: bool = False) -> Container:
-        """As open, for the bytes of a file."""
+    def parse(cls, data: Any, path: Path | None = None, *, damaged: bool = False) -> Container:
+        """As open, for the bytes of a file: a memoryview or a ReadView."""
         try:
             with paused_collector():
                 header = parse_file(data, whole=not damaged)
@@ -123,8 +127,12 @@ class Container:
 
     def data(self, name: str) -> memoryview:
         """A tensor's bytes in this file: a frame, or the tensor as it is."""
+        return self.lazy_data(name)[:]
+
+    def lazy_data(self, name: str) -> Any:
+        """As data, to be sliced: a memoryview, or a ReadView that reads no more than is asked for."""
         entry, start = self.header.entries[name], self.header.data_start
-        return self.view[start + entry.start : start + entry.end]
+        return lazy_part(self.view, start + entry.start, start + entry.end)
 
     def read(self, batch: Sequence[Entry]) -> memoryview:
         """The bytes of consecutive tensors of a plain file."""
@@ -156,7 +164,7 @@ class Container:
         """The header of a tensor's frame. Raises CorruptFrame if that is not the original tensor's (§7)."""
         entry = self.original.entries[name]
         try:
-            header = frame.read_header(self.data(name), whole=True)
+            header = frame.read_whole_header(self.lazy_data(name))
             if (header.dtype, tuple(header.shape), header.size) != (entry.dtype, entry.shape, entry.size):
                 raise CorruptFrame(
                     f"the frame holds {header.dtype.name} of shape {list(header.shape)}, "
@@ -193,9 +201,10 @@ class Container:
         elif self.is_frame(name):
             yield from self._decode_stream(name, buffers, options)
         else:
-            if len(self.data(name)) != batch[0].size:
+            data = self.lazy_data(name)
+            if len(data) != batch[0].size:
                 raise TruncatedInput("the file ends in it", file=self.path, tensor=name)
-            for number, piece in enumerate(_slices(self.data(name))):
+            for number, piece in enumerate(_slices(data)):
                 self.check(name, piece, number * (BATCH_BYTES // CHUNK_BYTES))
                 yield piece
 
@@ -225,7 +234,7 @@ class Container:
     def _decode_stream(
         self, name: str, buffers: Iterator[memoryview], options: Options
     ) -> Iterator[memoryview]:
-        header, data = self.frame_header(name), self.data(name)
+        header, data = self.frame_header(name), self.lazy_data(name)
         step = max(1, BATCH_BYTES // header.chunk_size)
         for first in range(0, header.chunk_count, step):
             count = min(step, header.chunk_count - first)
@@ -238,6 +247,11 @@ class Container:
                 error.at(file=self.path, tensor=name)
                 raise
             yield out
+
+    def forget(self) -> None:
+        """See MappedFile.forget."""
+        if self.file is not None:
+            self.file.forget()
 
     def close(self) -> None:
         """Closes the file, if the container has one of its own."""
@@ -268,14 +282,17 @@ class PlainFile(Protocol):
     def original(self) -> SafetensorsHeader:
         """The file's header."""
 
-    def data(self, name: str) -> memoryview:
-        """A tensor's bytes."""
+    def lazy_data(self, name: str) -> Any:
+        """A tensor's bytes, to be sliced."""
 
     def read(self, batch: Sequence[Entry]) -> memoryview:
         """The bytes of consecutive tensors."""
 
     def ready_frame(self, name: str) -> memoryview | None:
         """A tensor's frame, if there is one already."""
+
+    def forget(self) -> None:
+        """Called where what has been read will not soon be read again."""
 
 
 def write_container(
@@ -381,14 +398,15 @@ def _write_stream(
     advance: Callable[[int], None],
 ) -> int:
     """Writes one tensor of more than a batch; returns the bytes it was given, and adds to the checksums."""
-    data = source.data(entry.name)
+    data = source.lazy_data(entry.name)
     ready = source.ready_frame(entry.name)
     if ready is not None and len(ready) < entry.size:
         for piece in _slices(data):
             digest.update([piece])
             advance(len(piece))
         return out.write(ready)
-    encoder = frame.Encoder(data, entry.dtype, entry.shape, options)
+    plan = plan_pieces(_slices(data, _PLAN_BYTES), entry.dtype.layout, entry.size, options, source.forget)
+    encoder = frame.Encoder(data, entry.dtype, entry.shape, options, plan)
     start = out.tell()
     out.seek(start + encoder.header_size)
     for original, coded in itertools.zip_longest(_slices(data), encoder.batches(BATCH_BYTES)):
@@ -414,8 +432,9 @@ def _may_be_frame(entry: Entry) -> bool:
     return entry.size >= _LEAST_FRAME and len(entry.shape) <= _FRAME_DIMENSIONS
 
 
-def _slices(data: memoryview) -> Iterator[memoryview]:
-    return (data[start : start + BATCH_BYTES] for start in range(0, len(data), BATCH_BYTES))
+def _slices(data: Any, size: int | None = None) -> Iterator[memoryview]:
+    step = size or BATCH_BYTES
+    return (data[start : start + step] for start in range(0, len(data), step))
 
 
 def _header_bound(original: SafetensorsHeader, metadata: dict[str, str]) -> int:

@@ -147,10 +147,10 @@ def _salvage_member(
     source: Path, draft: Path, destination: Path, record: Record, task: Task, meter: Meter
 ) -> tuple[Record, tuple[NeuzipError, ...]]:
     if record.coding in (CONTAINER, ARCHIVE):
-        with member.open_packed(source, record.coding, damaged=True) as packed:
+        with member.open_packed(source, record.coding, task.options, damaged=True) as packed:
             return member.salvage(packed, draft, destination, task.options, meter.advance)
     write = member.restore_config if record.coding == CONFIG else member.copy
-    with MappedFile(source) as file:
+    with MappedFile(source, task.options.backend) as file:
         try:
             found = write(file, draft, destination, meter.advance)
         except CorruptFrame as error:
@@ -188,11 +188,11 @@ def verify(source: Path, options: Options, progress: Progress | None) -> Report:
 
 def _verify_member(path: Path, record: Record, options: Options, meter: Meter) -> None:
     if record.coding in (CONTAINER, ARCHIVE):
-        with member.open_packed(path, record.coding, damaged=True) as packed:
+        with member.open_packed(path, record.coding, options, damaged=True) as packed:
             _check_record(member.original_record(packed), record, path)
             member.verify(packed, options, meter.advance)
     else:
-        with MappedFile(path) as file:
+        with MappedFile(path, options.backend) as file:
             original = member.original_config(file) if record.coding == CONFIG else file.view
             _check_record(member.measure(original, record.coding, meter.advance), record, path)
 
@@ -209,7 +209,7 @@ def _verify_plain(source: Path, options: Options, progress: Progress | None) -> 
         report = FileReport(name, size, size, COPY)
         coding = member.guess_coding(path)
         if coding != COPY:
-            with member.open_packed(path, coding) as packed:
+            with member.open_packed(path, coding, options) as packed:
                 report = FileReport(name, packed.original_size, size, PLAIN)
                 if packed.sha256 is not None:
                     member.verify(packed, options, lambda count: None)
@@ -282,10 +282,10 @@ def _compress_member(
     is_config: whether the file is a config.json beside weights, in which the quantization method is named.
     """
     record = None
-    with MappedFile(source) as file:
+    with MappedFile(source, options.backend) as file:
         if source.suffix == member.SUFFIX:
             # A dtype or a container that only a later version knows is copied.
-            with suppress(UnsupportedFormat), Container.open(source) as plain:
+            with suppress(UnsupportedFormat), Container.open(source, backend=options.backend) as plain:
                 if not plain.compressed:
                     record = member.compress(plain, draft, destination, options, meter.advance)
         elif member.to_archive(file):
@@ -303,13 +303,13 @@ def _restore_member(
     source: Path, draft: Path, destination: Path, record: Record, options: Options, meter: Meter
 ) -> None:
     if record.coding in (CONTAINER, ARCHIVE):
-        with member.open_packed(source, record.coding) as packed:
+        with member.open_packed(source, record.coding, options) as packed:
             # Before anything is written: a wrong size could fill the disk.
             _check_record(member.original_record(packed), record, source)
             member.restore(packed, draft, destination, options, meter.advance)
     else:
         write = member.restore_config if record.coding == CONFIG else member.copy
-        with MappedFile(source) as file:
+        with MappedFile(source, options.backend) as file:
             _check_record(write(file, draft, destination, meter.advance), record, source)
 
 
@@ -330,12 +330,12 @@ def _compare(manifest: Manifest, compressed: Path, plain: Path, written: Path, o
     for name in manifest.files:
         drop_cache(written / name)
     for name, record in manifest.files.items():
-        with MappedFile(plain / name) as original:
+        with MappedFile(plain / name, options.backend) as original:
             if record.coding in (CONTAINER, ARCHIVE):
-                with member.open_packed(compressed / name, record.coding) as packed:
+                with member.open_packed(compressed / name, record.coding, options) as packed:
                     member.compare(packed, original, options)
             else:
-                with MappedFile(compressed / name) as copied:
+                with MappedFile(compressed / name, options.backend) as copied:
                     member.compare_copy(copied, original, record.coding)
 
 

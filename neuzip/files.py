@@ -1,20 +1,41 @@
-"""Files: read through a memory map; created, synced; walked and removed."""
+"""Files: read through a memory map or with plain reads; created, synced; walked and removed."""
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from neuzip import _native
 from neuzip.errors import InvalidArgument, NeuzipError, StorageError
 
+BACKENDS = ("mmap", "read", None)
+# f_type of statfs(2) and linux/magic.h: NFS, SMB and CIFS, FUSE (sshfs, object stores, virtiofs), 9P, Lustre, Ceph,
+# AFS, GPFS, BeeGFS, OrangeFS.
+_REMOTE = frozenset(
+    {
+        0x6969,
+        0x517B,
+        0xFE534D42,
+        0xFF534D42,
+        0x65735546,
+        0x01021997,
+        0x0BD00BD0,
+        0x00C36400,
+        0x5346414F,
+        0x47504653,
+        0x19830326,
+        0x20030528,
+    }
+)
 # Coalesces the writes of small frames; larger ones pass through it.
 _BUFFER_BYTES = 1 << 20
 # Large enough to make calls rare, small enough for a core's cache.
@@ -34,25 +55,72 @@ def storage(path: Path) -> Iterator[None]:
         raise named from error
 
 
+class ReadView:
+    """A part of a file as a sequence of bytes that are read when they are sliced."""
+
+    def __init__(self, path: Path, file: io.FileIO, start: int, stop: int) -> None:
+        self._path, self._file, self._start, self._stop = path, file, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, part: slice) -> memoryview:
+        """The bytes of a slice without a step, in memory of their own. Raises StorageError."""
+        low, high, _ = part.indices(len(self))
+        out = memoryview(bytearray(max(0, high - low)))
+        at = 0
+        with storage(self._path):
+            while at < len(out):
+                count = os.preadv(self._file.fileno(), [out[at:]], self._start + low + at)
+                if count == 0:
+                    raise StorageError("the file became shorter while it was read", file=self._path)
+                at += count
+        return out.toreadonly()
+
+    def part(self, start: int, stop: int) -> ReadView:
+        """A part, which is not read yet."""
+        low, high, _ = slice(start, stop).indices(len(self))
+        return ReadView(self._path, self._file, self._start + low, self._start + max(low, high))
+
+
+View = memoryview | ReadView
+
+
+def lazy_part(view: View, start: int, stop: int) -> View:
+    """view[start:stop] whose bytes are only read, if they have to be, when that is sliced."""
+    return view.part(start, stop) if isinstance(view, ReadView) else view[start:stop]
+
+
 class MappedFile:
     """A regular file, open for reading, its bytes in `view`. A context manager.
 
-    Truncating the file while it is mapped ends the process: that is what memory maps do.
+    backend: "mmap"; "read", with which `view` reads what is sliced; None for "read" on network file systems, where a
+    lost connection would end a process that has mapped a file, and else "mmap". Truncating a file while it is mapped
+    ends the process as well: that is what memory maps do. Raises InvalidArgument for another backend.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, backend: str | None = None) -> None:
+        if backend not in BACKENDS:
+            raise InvalidArgument(f"backend {backend!r} is none of 'mmap' and 'read'")
         self.path = path
+        self.view: Any = memoryview(b"")  # of the two, only a memoryview is a buffer
+        self._map: mmap.mmap | None = None
+        self._file: io.FileIO | None = None
         with storage(path):
             # Asked first: opening a pipe would wait for a writer.
             if not stat.S_ISREG(path.stat().st_mode):
                 raise InvalidArgument("not a regular file", file=path)
-            with path.open("rb") as file:
+            with ExitStack() as stack:
+                file = stack.enter_context(io.FileIO(path))
                 self._status = os.fstat(file.fileno())
-                # An empty file cannot be mapped.
-                self._map = (
-                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self._status.st_size else None
-                )
-        self.view = memoryview(self._map if self._map is not None else b"")
+                backend = backend or ("read" if is_remote(file.fileno()) else "mmap")
+                if backend == "read":
+                    self._file = file
+                    self.view = ReadView(path, file, 0, self._status.st_size)
+                    stack.pop_all()
+                elif self._status.st_size:  # an empty file cannot be mapped
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    self.view = memoryview(self._map)
 
     @property
     def mode(self) -> int:
@@ -67,8 +135,19 @@ class MappedFile:
         if (now.st_ino, now.st_size, now.st_mtime_ns) != (before.st_ino, before.st_size, before.st_mtime_ns):
             raise StorageError("the file changed while it was read", file=self.path)
 
+    def forget(self) -> None:
+        """Lets go of what was read through a memory map, so that it does not count as this process's memory.
+
+        It is in the system's cache still, and is mapped again where it is touched again.
+        """
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Ends the mapping, or leaves that to the last view of it."""
+        if self._file is not None:
+            self._file.close()
+            return
         with suppress(BufferError):
             self.view.release()
             if self._map is not None:
@@ -83,14 +162,20 @@ class MappedFile:
         self.close()
 
 
-def same_bytes(left: memoryview, right: memoryview) -> bool:
+def is_remote(descriptor: int) -> bool:
+    """Whether an open file lies on a network file system, as far as the system tells."""
+    return _native.file_system_type(descriptor) in _REMOTE
+
+
+def same_bytes(left: View, right: View) -> bool:
     """Whether two views of bytes are equal."""
     if len(left) != len(right):
         return False
-    a, b = np.frombuffer(left, np.uint8), np.frombuffer(right, np.uint8)
     return all(
-        np.array_equal(a[start : start + _COMPARE_BYTES], b[start : start + _COMPARE_BYTES])
-        for start in range(0, len(a), _COMPARE_BYTES)
+        np.array_equal(
+            *(np.frombuffer(view[start : start + _COMPARE_BYTES], np.uint8) for view in (left, right))
+        )
+        for start in range(0, len(left), _COMPARE_BYTES)
     )
 
 

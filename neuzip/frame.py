@@ -164,6 +164,16 @@ _CORRUPT: dict[HeaderFault, Callable[[_native.Frame], str]] = {
 }
 
 
+def read_whole_header(frame: Any) -> Header:
+    """As read_header with whole, of anything whose slices are buffers; of the chunks nothing is read."""
+    length = header_length(frame[:FIXED_SIZE])
+    header = read_header(frame[:length])
+    check_length(header, len(frame))
+    if any(frame[header.offsets[-1] :]):
+        raise CorruptFrame("padding is not zero")
+    return header
+
+
 def check_length(header: Header, size: int) -> None:
     """Raises TruncatedInput or CorruptFrame unless a frame has ``size`` bytes."""
     if size != header.frame_size:
@@ -248,13 +258,17 @@ def _decode_run(header: Header, data: Bytes, first: int, count: int, out: Any) -
 def _checked(data: Any, dtype: DType, shape: Sequence[int]) -> Bytes:
     """A tensor's bytes. Raises InvalidArgument if they are not its shape's."""
     view = _native.as_bytes(data)
+    _check_size(view.size, dtype, shape)
+    return view
+
+
+def _check_size(size: int, dtype: DType, shape: Sequence[int]) -> None:
     if not all(0 <= length < 1 << 64 for length in shape):
         raise InvalidArgument(f"shape {tuple(shape)} has impossible lengths")
-    if dtype.nbytes(shape) != view.size:
-        raise InvalidArgument(f"shape {tuple(shape)} of {dtype.name} does not have {view.size} bytes")
+    if dtype.nbytes(shape) != size:
+        raise InvalidArgument(f"shape {tuple(shape)} of {dtype.name} does not have {size} bytes")
     if len(shape) > _MAX_NDIM:
         raise InvalidArgument(f"{len(shape)} dimensions; at most {_MAX_NDIM} are allowed")
-    return view
 
 
 def header_bytes(dtype: DType, shape: Sequence[int], plan: Plan, level: str, index: Words) -> bytearray:
@@ -321,10 +335,19 @@ class Encoder:
     exhausted, :meth:`header` is what belongs at the start.
     """
 
-    def __init__(self, data: Any, dtype: DType, shape: Sequence[int], options: Options | None = None) -> None:
-        self._view = _checked(data, dtype, shape)
+    def __init__(
+        self,
+        data: Any,
+        dtype: DType,
+        shape: Sequence[int],
+        options: Options | None = None,
+        plan: Plan | None = None,
+    ) -> None:
+        """plan: how to code it; then `data` need not be a buffer, only its slices."""
+        self._view = data if plan else _checked(data, dtype, shape)
+        _check_size(len(self._view), dtype, shape)
         self._dtype, self._shape, self._options = dtype, tuple(shape), options or Options()
-        self._plan = make_plan(self._view, dtype.layout, self._options)
+        self._plan = plan or make_plan(self._view, dtype.layout, self._options)
         self._index = np.zeros(2 * self._plan.chunk_count, np.uint32)
         self.header_size = _header_size(len(shape), len(self._plan.table), self._plan.chunk_count)
         self.frame_size = self.header_size
@@ -336,7 +359,9 @@ class Encoder:
         chunks = max(1, batch_size // plan.chunk_size)
         buffer = np.empty(plan.run_capacity(min(chunks * plan.chunk_size, plan.size)) + 8, np.uint8)
         for first in range(0, plan.chunk_count, chunks):
-            source = self._view[first * plan.chunk_size : (first + chunks) * plan.chunk_size]
+            source = _native.as_bytes(
+                self._view[first * plan.chunk_size : (first + chunks) * plan.chunk_size]
+            )
             index = self._index[2 * first : 2 * (first + chunks)]
             run = EncodeRun(plan, source, buffer.ctypes.data, index, first)
             encode_runs([run], self._options)

@@ -32,6 +32,7 @@ LANES = 32
 CODINGS = ("stored", "planes", "zstd")  # §5
 PLANES = CODINGS.index("planes")
 RECORD = struct.Struct("<BBHI")  # of a plane, §4: mode, param, patches, words
+_FORGET_CHUNKS = 256  # whose planes are counted before what was read of them is let go
 BATCH_BYTES = 1 << 24  # original bytes looked at a time: numpy's counting takes four times as much again
 
 
@@ -144,6 +145,7 @@ class Survey:
             for start in range(0, part.size, step):
                 data = np.empty(min(step, part.size - start), np.uint8)
                 self.file.read(part, start, data)
+                self.file.forget()
                 self._add(data)
                 yield len(data)
         except NeuzipError as error:
@@ -199,6 +201,8 @@ class Survey:
         header = frame.read_header(data, whole=True)
         if header.coding == PLANES:
             for chunk in range(header.chunk_count):
+                if chunk % _FORGET_CHUNKS == 0:
+                    self.file.forget()
                 start = header.offsets[chunk]
                 units = min(header.chunk_size, header.size - chunk * header.chunk_size) // len(self.modes)
                 self._count_planes(data[start : start + header.lengths[chunk]], units)

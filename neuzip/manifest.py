@@ -49,7 +49,7 @@ class Manifest:
         path = member_path(root, MANIFEST_NAME)
         with MappedFile(path) as file:
             try:
-                return cls.parse(bytes(file.view))
+                return cls.parse(bytes(file.view[:]))
             except NeuzipError as error:
                 error.at(file=path)
                 raise
@@ -127,7 +127,7 @@ def check_index(path: Path, name: str, names: Iterable[str]) -> None:
     folder = PurePosixPath(name).parent
     with MappedFile(path) as file:
         try:
-            shards = _shards(bytes(file.view))
+            shards = _shards(bytes(file.view[:]))
             for tensor, shard in shards.items():
                 check_path(shard)
                 if (folder / shard).as_posix() not in known:

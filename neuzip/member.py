@@ -14,7 +14,7 @@ from neuzip.codec import Options
 from neuzip.container import BATCH_BYTES, Container, write_container
 from neuzip.digest import Digest
 from neuzip.errors import CorruptFrame, DamagedFile, InvalidArgument, NeuzipError
-from neuzip.files import MappedFile, created_file, same_bytes
+from neuzip.files import MappedFile, View, created_file, same_bytes
 from neuzip.kinds import find_parts
 from neuzip.kinds.part import ViewSource
 from neuzip.manifest import ARCHIVE, CONFIG, CONTAINER, COPY, Record
@@ -54,12 +54,25 @@ class Packed(Protocol):
         """Closes the file."""
 
 
-def open_packed(path: Path, coding: str, *, damaged: bool = False) -> Container | Archive:
+def open_packed(path: Path, coding: str, options: Options, *, damaged: bool = False) -> Container | Archive:
     """Opens a file of coding CONTAINER or ARCHIVE, to be closed as a context manager.
 
     damaged: see Container.open.
     """
-    return Archive.open(path) if coding == ARCHIVE else Container.open(path, damaged=damaged)
+    if coding == ARCHIVE:
+        return Archive.open(path, backend=options.backend)
+    return Container.open(path, damaged=damaged, backend=options.backend)
+
+
+def forgetting(file: MappedFile | None, advance: Advance) -> Advance:
+    """advance, which also lets go of what has been read of a file: memory stays bounded whatever its size."""
+
+    def advance_and_forget(count: int) -> None:
+        if file is not None:
+            file.forget()
+        advance(count)
+
+    return advance_and_forget
 
 
 def guess_coding(path: Path) -> str:
@@ -79,7 +92,7 @@ def compress(plain: Container, draft: Path, destination: Path, options: Options,
         raise InvalidArgument("already compressed", file=plain.path)
     file = _mapped(plain)
     with created_file(draft, mode=file.mode, destination=destination) as out:
-        sha256 = write_container(plain, out, options, advance)
+        sha256 = write_container(plain, out, options, forgetting(file, advance))
         file.check_unchanged()
     return Record(plain.original.file_size, sha256, CONTAINER)
 
@@ -93,6 +106,7 @@ def archive(file: MappedFile, draft: Path, destination: Path, options: Options, 
         raise InvalidArgument("already compressed", file=file.path)
     structure = find_parts(ViewSource(file.view), file.path)
     with created_file(draft, mode=file.mode, destination=destination) as out:
+        advance = forgetting(file, advance)
         sha256 = write_archive(file.view, structure.kind, structure.parts, out, options, advance)
         file.check_unchanged()
     return Record(len(file.view), sha256, ARCHIVE)
@@ -115,6 +129,7 @@ def restore(packed: Packed, draft: Path, destination: Path, options: Options, ad
     Raises InvalidArgument if the file is not compressed.
     """
     record = original_record(packed)
+    advance = forgetting(packed.file, advance)
     with created_file(draft, mode=_mapped(packed).mode, destination=destination) as out:
         for piece in _checked_pieces(packed, record, options):
             out.write(piece)
@@ -131,6 +146,7 @@ def salvage(
     zeros for what is damaged. advance is called for every byte twice.
     """
     original_record(packed)
+    advance = forgetting(packed.file, advance)
     examination = damage.examine(packed, options, advance)
     lost = examination.lost
     pieces = (
@@ -153,13 +169,14 @@ def verify(packed: Container | Archive, options: Options, advance: Advance) -> R
     Raises DamagedFile, which names all that is wrong; InvalidArgument if the file is not compressed.
     """
     record = original_record(packed)
-    if errors := damage.examine(packed, options, advance).errors:
+    if errors := damage.examine(packed, options, forgetting(packed.file, advance)).errors:
         raise DamagedFile(errors)
     return record
 
 
 def copy(file: MappedFile, draft: Path, destination: Path, advance: Advance) -> Record:
     """Copies a file byte for byte to `draft`; errors name `destination`."""
+    advance = forgetting(file, advance)
     with Digest() as digest:
         with created_file(draft, mode=file.mode, destination=destination) as out:
             for piece in _hashed(file.view, digest):
@@ -169,7 +186,7 @@ def copy(file: MappedFile, draft: Path, destination: Path, advance: Advance) -> 
         return Record(digest.size, digest.hexdigest(), COPY)
 
 
-def measure(view: memoryview, coding: str, advance: Advance) -> Record:
+def measure(view: View, coding: str, advance: Advance) -> Record:
     """Size and sha256 of a file's original bytes."""
     with Digest() as digest:
         for piece in _hashed(view, digest):
@@ -200,7 +217,7 @@ def restore_config(file: MappedFile, draft: Path, destination: Path, advance: Ad
 def original_config(file: MappedFile) -> memoryview:
     """The original bytes of a config.json that names the method. Raises CorruptFrame, naming the file."""
     try:
-        return memoryview(remove_method(bytes(file.view)))
+        return memoryview(remove_method(bytes(file.view[:])))
     except CorruptFrame as error:
         raise error.at(file=file.path) from None
 
@@ -220,6 +237,9 @@ def compare(packed: Packed, plain: MappedFile, options: Options) -> None:
         if not same_bytes(piece, plain.view[position : position + len(piece)]):
             raise CorruptFrame(f"decodes to other bytes than {plain.path}", file=packed.path, offset=position)
         position += len(piece)
+        plain.forget()
+        if packed.file is not None:
+            packed.file.forget()
     if position != len(plain.view):
         raise CorruptFrame(
             f"decodes to {position} bytes; {plain.path} has {len(plain.view)}",
@@ -245,7 +265,7 @@ def _checked_pieces(packed: Packed, record: Record, options: Options) -> Iterato
             raise CorruptFrame("the sha256 of the restored file is not the original's", file=packed.path)
 
 
-def _hashed(view: memoryview, digest: Digest) -> Iterator[memoryview]:
+def _hashed(view: View, digest: Digest) -> Iterator[memoryview]:
     for start in range(0, len(view), BATCH_BYTES):
         piece = view[start : start + BATCH_BYTES]
         digest.update([piece])

@@ -35,7 +35,7 @@ def load_file(
     filename: str | os.PathLike[str],
     device: str = "cpu",
     *,
-    backend: str = "mmap",
+    backend: str | None = None,
     threads: int | None = None,
 ) -> dict[str, Array]:
     """Read all arrays of a safetensors file, compressed or plain, in the order of their data.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from neuzip._native import Bytes, Words
 from neuzip.codec import Coding, EncodeRun, Options, Plan, encode_runs, make_plan
 from neuzip.errors import InvalidArgument
 from neuzip.frame import header_bytes
-from neuzip.layouts import DType
+from neuzip.layouts import DType, Layout
 
 # The kinds and sizes of a table blob's parts (spec §5).
 _RANK = 1
@@ -94,6 +94,27 @@ class PiecewiseEncoder:
         self._chunks.reverse()
         while self._chunks:
             yield self._chunks.pop()
+
+
+def plan_pieces(
+    pieces: Iterable[Any], layout: Layout, size: int, options: Options, done: Callable[[], None]
+) -> Plan:
+    """The plan of a tensor of `size` bytes that is looked at a piece at a time; done is called after each.
+
+    All pieces but the last are whole chunks. Where a piece would have tables of another kind than those before, it
+    goes without, and its chunks may bring their own (§4, mode local).
+    """
+    tables, first, at = _Tables(), None, 0
+    for piece in pieces:
+        view = _native.as_bytes(piece)
+        plan = make_plan(view, layout, options)
+        first = first or plan
+        if plan.coding is Coding.PLANES and tables.takes(plan.table):
+            tables.add(plan.table, at // plan.chunk_size)
+        at += view.size
+        done()
+    first = first or make_plan(np.empty(0, np.uint8), layout, options)
+    return replace(first, table=tables.blob(), size=size)
 
 
 class _Tables:

@@ -28,7 +28,8 @@ _FRAMEWORKS = {
     "np": "neuzip.numpy",
     "numpy": "neuzip.numpy",
 }
-_BACKENDS = ("mmap", "pread")
+# As safetensors spells them, and None for what suits the file system.
+_BACKENDS = {"mmap": "mmap", "pread": "read", None: None}
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -86,9 +87,9 @@ def read_bytes(container: Container, entry: Entry, start: int, out: Bytes, optio
 
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
     """
-    data = container.data(entry.name)
+    data = container.lazy_data(entry.name)
     if not container.is_frame(entry.name):
-        out[:] = np.frombuffer(data, np.uint8)[start : start + out.size]
+        out[:] = np.frombuffer(data[start : start + out.size], np.uint8)
         if out.size:
             first, stop = start // CHUNK_BYTES, -(-(start + out.size) // CHUNK_BYTES)
             container.check(entry.name, data[first * CHUNK_BYTES : stop * CHUNK_BYTES], first)
@@ -101,7 +102,7 @@ def read_bytes(container: Container, entry: Entry, start: int, out: Bytes, optio
         raise
 
 
-def _read_chunks(header: frame.Header, data: memoryview, start: int, out: Bytes, options: Options) -> None:
+def _read_chunks(header: frame.Header, data: Any, start: int, out: Bytes, options: Options) -> None:
     size, stop = header.chunk_size, start + out.size
     if start == stop:
         return
@@ -123,7 +124,7 @@ def _read_chunks(header: frame.Header, data: memoryview, start: int, out: Bytes,
 
 
 def _decode_run(
-    header: frame.Header, data: memoryview, first: int, count: int, out: Bytes, options: Options
+    header: frame.Header, data: Any, first: int, count: int, out: Bytes, options: Options
 ) -> None:
     chunks = data[header.offsets[first] : header.offsets[first + count]]
     frame.decode_chunks(header, chunks, first, count, out, options)
@@ -190,9 +191,9 @@ def _blank(
         raise
 
 
-def _open(filename: str | os.PathLike[str]) -> Container:
+def _open(filename: str | os.PathLike[str], backend: str | None) -> Container:
     try:
-        return Container.open(Path(filename))
+        return Container.open(Path(filename), backend=backend)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise MissingFile(error.message, file=filename) from error
@@ -228,8 +229,8 @@ class safe_open:
 
     filename: the file. framework: "pt" for torch tensors, "np" for numpy arrays (ml_dtypes has the floats
     numpy lacks). device: where tensors go, as torch spells it; a CUDA device decodes them itself where
-    neuzip.cuda works (``neuzip doctor``), slices excepted. backend: "mmap" or
-    "pread", for the sake of safetensors' signature: bytes always come through a memory map. threads: for
+    neuzip.cuda works (``neuzip doctor``), slices excepted. backend: "mmap",
+    "pread" for plain reads, or None for plain reads on network file systems and else "mmap". threads: for
     decoding; None is one a processor.
 
     Tensors own their memory, which is writable, and outlive the file.
@@ -244,7 +245,7 @@ class safe_open:
         framework: str = "pt",
         device: Any = "cpu",
         *,
-        backend: str = "mmap",
+        backend: str | None = None,
         threads: int | None = None,
     ) -> None:
         if backend not in _BACKENDS:
@@ -252,7 +253,7 @@ class safe_open:
         self._options = Options(threads=threads)
         self._framework = import_framework(framework)
         self._device = self._framework.check_device(device)
-        self._container: Container | None = _open(filename)
+        self._container: Container | None = _open(filename, _BACKENDS[backend])
 
     def __enter__(self) -> safe_open:
         return self

@@ -63,7 +63,7 @@ class SafetensorsHeader:
         return LENGTH.pack(len(self.text)) + self.text
 
 
-def parse_file(data: memoryview, *, whole: bool = True) -> SafetensorsHeader:
+def parse_file(data: Any, *, whole: bool = True) -> SafetensorsHeader:
     """Parses the header of a safetensors file and checks the file's size against it.
 
     whole: refuse a file that ends in its data.

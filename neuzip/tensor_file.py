@@ -53,6 +53,9 @@ class TensorFile(Protocol):
     def held(self, part: Part) -> Held | None:
         """None if the file is not compressed."""
 
+    def forget(self) -> None:
+        """See MappedFile.forget."""
+
 
 def list_files(path: Path) -> list[Path]:
     """The files with tensors at `path`: itself, or those below a directory, sorted.
@@ -109,6 +112,9 @@ class _ContainerTensors:
     def read(self, part: Part, start: int, out: Bytes) -> None:
         read_bytes(self._container, self._container.entries[part.name], start, out, self._options)
 
+    def forget(self) -> None:
+        self._container.forget()
+
     def held(self, part: Part) -> Held | None:
         if not self._container.compressed:
             return None
@@ -131,6 +137,10 @@ class _SourceTensors:
 
     def read(self, part: Part, start: int, out: Bytes) -> None:
         self._source.fill([(part.start + start, out)])
+
+    def forget(self) -> None:
+        if self._archive is not None and self._archive.file is not None:
+            self._archive.file.forget()
 
     def held(self, part: Part) -> Held | None:
         if self._archive is None:

@@ -51,7 +51,7 @@ def load_file(
     filename: str | os.PathLike[str],
     device: str | int | torch.device = "cpu",
     *,
-    backend: str = "mmap",
+    backend: str | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Read all tensors of a safetensors file, or the object of a file of torch.save, each compressed or plain.

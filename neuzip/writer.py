@@ -56,15 +56,18 @@ class UnwrittenFile:
             self.original: SafetensorsHeader = parse_header(original_header(sources, metadata))
         self._sources = {source.name: source for source in sources}
 
-    def data(self, name: str) -> memoryview:
+    def lazy_data(self, name: str) -> memoryview:
         """A tensor's bytes."""
         return memoryview(self._sources[name].read())
 
     def read(self, batch: Sequence[Entry]) -> memoryview:
         """The bytes of consecutive tensors."""
         if len(batch) == 1:
-            return self.data(batch[0].name)
-        return memoryview(b"".join([self.data(entry.name) for entry in batch]))
+            return self.lazy_data(batch[0].name)
+        return memoryview(b"".join([self.lazy_data(entry.name) for entry in batch]))
+
+    def forget(self) -> None:
+        """Nothing: tensors are the caller's."""
 
     def ready_frame(self, name: str) -> memoryview | None:
         """A tensor's frame, if there is one already."""

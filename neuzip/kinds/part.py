@@ -80,10 +80,10 @@ class Source(Protocol):
 
 
 class ViewSource:
-    """The bytes of a buffer, such as a mapped file's."""
+    """The bytes of a file's view (files.View)."""
 
-    def __init__(self, view: memoryview) -> None:
-        self._view = view.cast("B")
+    def __init__(self, view: Any) -> None:
+        self._view = view
 
     @property
     def size(self) -> int:

@@ -1,0 +1,88 @@
+"""How long do files of very many small tensors take? Beside stock safetensors, in turn, in processor time.
+
+    .venv-test/bin/python bench/small_tensors.py [--count 100000] [--rounds 3]
+
+Every tensor has the same few bytes, F32, of random weights. Compared are compress_file and save_file with safetensors'
+save_file, and load_file with its own, as the smallest of the rounds; the files lie in memory (/dev/shm) where there is
+such a place, so that no disk is measured. Exits with 1 if compressing or loading takes more than three times as long.
+Writes bench/results/size/small_tensors.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from facts import facts
+
+import neuzip.numpy
+from neuzip.checkpoint import compress_file
+
+RESULTS = Path(__file__).parent / "results" / "size"
+MOST = 3
+SIZES = (64, 256, 1024)  # bytes of a tensor
+AGAINST = {"compress_file": "stock save", "save_file": "stock save", "load_file": "stock load"}
+
+
+def spend(work: Callable[[], object]) -> tuple[float, float]:
+    """Processor and wall seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def measure(folder: Path, count: int, size: int, rounds: int) -> dict:
+    values = np.random.default_rng(0).standard_normal((count, size // 16, 4), np.float32)
+    tensors = {f"model.layers.{i // 100}.experts.{i % 100}.weight": values[i] for i in range(count)}
+    plain, packed, saved = folder / "a.safetensors", folder / "b.safetensors", folder / "c.safetensors"
+    work = {
+        "stock save": lambda: safetensors.numpy.save_file(tensors, plain),
+        "compress_file": lambda: compress_file(plain, packed, force=True),
+        "save_file": lambda: neuzip.numpy.save_file(tensors, saved),
+        "stock load": lambda: safetensors.numpy.load_file(plain),
+        "load_file": lambda: neuzip.numpy.load_file(packed),
+    }
+    best: dict[str, tuple[float, float]] = {}
+    for _ in range(rounds):
+        for name, call in work.items():
+            best[name] = min(best.get(name, (np.inf, np.inf)), spend(call))
+    loaded = neuzip.numpy.load_file(packed)
+    assert all(loaded[name].tobytes() == tensor.tobytes() for name, tensor in tensors.items())
+    return {
+        "tensor_bytes": size,
+        "file_bytes": plain.stat().st_size,
+        "compressed_bytes": packed.stat().st_size,
+        "seconds": {
+            name: {"cpu": round(cpu, 3), "wall": round(wall, 3)} for name, (cpu, wall) in best.items()
+        },
+        "times": {name: round(best[name][0] / best[other][0], 2) for name, other in AGAINST.items()},
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        rows = [measure(Path(folder), arguments.count, size, arguments.rounds) for size in SIZES]
+    document = {**facts(), "count": arguments.count, "files": rows}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "small_tensors.json").write_text(json.dumps(document, indent=1) + "\n")
+    for row in rows:
+        print(row["tensor_bytes"], row["times"], row["seconds"])
+    return (
+        0 if all(row["times"][name] <= MOST for row in rows for name in ("compress_file", "load_file")) else 1
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
