@@ -31,6 +31,9 @@ _FRAMEWORKS = {
 # As safetensors spells them, and None for what suits the file system.
 _BACKENDS = {"mmap": "mmap", "pread": "read", None: None}
 
+# Original bytes decoded at a time: enough for any number of threads, and all that is held beside the tensors.
+_BATCH_BYTES = 64 << 20
+
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -133,7 +136,7 @@ def _decode_run(
 def read_tensors(
     container: Container, names: Sequence[str], framework: Framework, options: Options
 ) -> dict[str, Any]:
-    """Decode tensors, all frames in one call over the threads. On the CPU; in the order of names.
+    """Decode tensors, many frames in one call over the threads. On the CPU; in the order of names.
 
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat; InvalidArgument for a dtype the framework lacks.
     """
@@ -151,16 +154,51 @@ def read_tensors(
                 if options.verify:
                     container.check(name, memory)
             tensors[name] = blank, shape
-        items = [(container.data(name), memory) for name, memory in frames]
-        try:
-            frame.decode_many(items, options, [name for name, _ in frames])
-        except NeuzipError as error:
-            error.at(file=container.path)
-            raise
+        _decode_frames(container, frames, options)
         entries = container.entries
         for name, (blank, shape) in tensors.items():
             tensors[name] = framework.finish(blank, entries[name].dtype, shape)
     return tensors
+
+
+def _decode_frames(container: Container, frames: Sequence[tuple[str, Bytes]], options: Options) -> None:
+    """Decodes frames into their tensors' memory, _BATCH_BYTES of that at a time, and lets go of each batch."""
+    batch: list[tuple[str, Bytes]] = []
+    size = 0
+    for name, memory in frames:
+        if memory.size > _BATCH_BYTES:
+            _decode_large(container, name, memory, options)
+            continue
+        batch.append((name, memory))
+        size += memory.size
+        if size > _BATCH_BYTES:
+            _decode_batch(container, batch, options)
+            batch, size = [], 0
+    _decode_batch(container, batch, options)
+
+
+def _decode_batch(container: Container, batch: Sequence[tuple[str, Bytes]], options: Options) -> None:
+    items = [(container.data(name), memory) for name, memory in batch]
+    try:
+        frame.decode_many(items, options, [name for name, _ in batch])
+    except NeuzipError as error:
+        error.at(file=container.path)
+        raise
+    container.forget()
+
+
+def _decode_large(container: Container, name: str, memory: Bytes, options: Options) -> None:
+    header, data = container.frame_header(name), container.lazy_data(name)
+    step = max(1, _BATCH_BYTES // header.chunk_size)
+    try:
+        for first in range(0, header.chunk_count, step):
+            count = min(step, header.chunk_count - first)
+            part = memory[first * header.chunk_size : (first + count) * header.chunk_size]
+            _decode_run(header, data, first, count, part, options)
+            container.forget()
+    except NeuzipError as error:
+        error.at(file=container.path, tensor=name)
+        raise
 
 
 def read_buffer(data: Any, framework: str) -> dict[str, Any]:
