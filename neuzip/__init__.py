@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from neuzip.difference import Difference, diff_files
     from neuzip.errors import (
         CorruptFrame,
+        DamagedFile,
         InvalidArgument,
         NeuzipError,
         StorageError,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CorruptFrame",
+    "DamagedFile",
     "Difference",
     "InvalidArgument",
     "NeuzipError",

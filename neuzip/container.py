@@ -39,7 +39,7 @@ from neuzip.safetensors_header import (
     parse_file,
 )
 
-__all__ = ["BATCH_BYTES", "Container", "Entry", "batches", "write_container"]
+__all__ = ["BATCH_BYTES", "CHUNK_BYTES", "Container", "Entry", "batches", "write_container"]
 
 # Original bytes coded at a time: enough to keep every thread busy, and what bounds the memory needed.
 BATCH_BYTES = 16 << 20
@@ -127,7 +127,8 @@ class Container:
 
     def data(self, name: str) -> memoryview:
         """A tensor's bytes in this file: a frame, or the tensor as it is."""
-        return self.lazy_data(name)[:]
+        data: memoryview = self.lazy_data(name)[:]
+        return data
 
     def lazy_data(self, name: str) -> Any:
         """As data, to be sliced: a memoryview, or a ReadView that reads no more than is asked for."""
@@ -137,7 +138,8 @@ class Container:
     def read(self, batch: Sequence[Entry]) -> memoryview:
         """The bytes of consecutive tensors of a plain file."""
         start = self.header.data_start
-        return self.view[start + batch[0].start : start + batch[-1].end]
+        data: memoryview = self.view[start + batch[0].start : start + batch[-1].end]
+        return data
 
     def ready_frame(self, name: str) -> memoryview | None:
         """The frame to write for a tensor of a plain file: none is ready, it has to be encoded."""
@@ -147,7 +149,7 @@ class Container:
         """Whether a tensor is compressed (§7)."""
         return self.compressed and name not in self.checksums
 
-    def check(self, name: str, data: memoryview, chunk: int = 0) -> None:
+    def check(self, name: str, data: Any, chunk: int = 0) -> None:
         """Raises CorruptFrame unless bytes of an uncompressed tensor match their checksums, if there are any.
 
         data: from the beginning of a chunk of CHUNK_BYTES on, up to the end of another or of the tensor.

@@ -6,6 +6,7 @@ import base64
 import re
 import struct
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import zstandard
 
@@ -60,7 +61,7 @@ def checksums_bound(entries: Iterable[Entry]) -> int:
     return -(-sum(_checksum_bytes(entry) for entry in entries) // 3) * 4
 
 
-def checksums(data: memoryview) -> bytes:
+def checksums(data: Any) -> bytes:
     """checksum32 (§1) of each CHUNK_BYTES of an uncompressed tensor, from a chunk's beginning on."""
     found = [
         _native.checksum64(data[start : start + CHUNK_BYTES]) & 0xFFFFFFFF

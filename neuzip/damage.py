@@ -36,8 +36,11 @@ def examine(packed: Container | Archive, options: Options, advance: Advance) -> 
     errors: list[NeuzipError] = []
     lost: set[str | int] = set()
     with Digest() as digest:
-        look = _look_at_container if isinstance(packed, Container) else _look_at_archive
-        for name, found in look(packed, digest, options, advance):  # type: ignore[operator]
+        if isinstance(packed, Container):
+            parts = _look_at_container(packed, digest, options, advance)
+        else:
+            parts = _look_at_archive(packed, digest, options, advance)
+        for name, found in parts:
             lost.add(name)
             errors += found
         if not errors and digest.hexdigest() != packed.sha256:

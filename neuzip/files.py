@@ -171,12 +171,11 @@ def same_bytes(left: View, right: View) -> bool:
     """Whether two views of bytes are equal."""
     if len(left) != len(right):
         return False
-    return all(
-        np.array_equal(
-            *(np.frombuffer(view[start : start + _COMPARE_BYTES], np.uint8) for view in (left, right))
-        )
-        for start in range(0, len(left), _COMPARE_BYTES)
-    )
+    for start in range(0, len(left), _COMPARE_BYTES):
+        a, b = left[start : start + _COMPARE_BYTES], right[start : start + _COMPARE_BYTES]
+        if not np.array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)):
+            return False
+    return True
 
 
 def refuse_existing(destination: Path, *, force: bool, directory: bool) -> None:

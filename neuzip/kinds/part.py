@@ -93,7 +93,8 @@ class ViewSource:
     def read(self, start: int, size: int) -> memoryview:
         """See Source."""
         check_range(self, start, size)
-        return self._view[start : start + size]
+        part: memoryview = self._view[start : start + size]
+        return part
 
     def fill(self, requests: list[tuple[int, Any]]) -> None:
         """See Source."""
