@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from neuzip import _native
-from neuzip._native import Bytes, Words
+from neuzip._native import Words
 from neuzip.codec import Coding, EncodeRun, Options, Plan, encode_runs, make_plan
 from neuzip.errors import InvalidArgument
 from neuzip.frame import header_bytes
@@ -41,7 +41,7 @@ class PiecewiseEncoder:
         self._plan: Plan | None = None
         self._tables = _Tables()
         self._taken = 0
-        self._chunks: list[Bytes] = []
+        self._chunks: list[Any] = []
         self._indices: list[Words] = []
 
     def add(self, piece: Any) -> None:
@@ -50,44 +50,58 @@ class PiecewiseEncoder:
 
         Raises InvalidArgument if a piece is not, or goes beyond the tensor.
         """
-        view = _native.as_bytes(piece)
-        first = self._plan or make_plan(view, self._dtype.layout, self._options)
-        if self._taken % first.chunk_size or self._taken + view.size > self._size:
-            raise InvalidArgument(
-                f"{view.size} bytes do not continue a tensor of {self._size} at {self._taken}"
-            )
-        plan = make_plan(view, self._dtype.layout, self._options) if self._plan else first
+        data = self._bytes(piece)
+        size = len(data)
+        first = self._plan or self._make_plan(data)
+        if self._taken % first.chunk_size or self._taken + size > self._size:
+            raise InvalidArgument(f"{size} bytes do not continue a tensor of {self._size} at {self._taken}")
+        plan = self._make_plan(data) if self._plan else first
         if plan.coding is not first.coding or not self._tables.takes(plan.table):
             # Chunks without a table of the tensor may bring their own (§4, mode local).
-            plan = replace(first, table=b"", size=view.size)
-        buffer = np.empty(plan.capacity, np.uint8)
-        index = np.empty(2 * plan.chunk_count, np.uint32)
-        run = EncodeRun(plan, view, buffer.ctypes.data, index)
-        encode_runs([run], self._options)
+            plan = replace(first, table=b"", size=size)
+        chunks, index = self._encode(data, plan)
         if plan.coding is Coding.PLANES:
             self._tables.add(plan.table, self._taken // plan.chunk_size)
         self._plan = first
-        self._taken += view.size
-        self._chunks.append(buffer[: run.written].copy())
+        self._taken += size
+        self._chunks.append(chunks)
         self._indices.append(index)
 
-    def finish(self) -> Bytes:
-        """The frame. Raises InvalidArgument if pieces are missing."""
+    def finish(self) -> Any:
+        """The frame, uint8. Raises InvalidArgument if pieces are missing."""
         if self._taken != self._size:
             raise InvalidArgument(f"{self._taken} bytes of a tensor of {self._size} have been given")
         first = self._plan or make_plan(np.empty(0, np.uint8), self._dtype.layout, self._options)
         plan = replace(first, table=self._tables.blob(), size=self._size)
         index = np.concatenate([np.empty(0, np.uint32), *self._indices])
-        header = header_bytes(self._dtype, self._shape, plan, self._options.level, index)
-        size = len(header) + sum(chunk.size for chunk in self._chunks)
+        return self._join(header_bytes(self._dtype, self._shape, plan, self._options.level, index))
+
+    # What is done elsewhere for a tensor that lies elsewhere.
+
+    def _bytes(self, piece: Any) -> Any:
+        return _native.as_bytes(piece)
+
+    def _make_plan(self, data: Any) -> Plan:
+        return make_plan(data, self._dtype.layout, self._options)
+
+    def _encode(self, data: Any, plan: Plan) -> tuple[Any, Words]:
+        """Chunks one behind the other, and their index."""
+        buffer = np.empty(plan.capacity, np.uint8)
+        index = np.empty(2 * plan.chunk_count, np.uint32)
+        run = EncodeRun(plan, data, buffer.ctypes.data, index)
+        encode_runs([run], self._options)
+        return buffer[: run.written].copy(), index
+
+    def _join(self, header: bytearray) -> Any:
+        size = len(header) + sum(map(len, self._chunks))
         frame = np.empty(-(-size // 8) * 8, np.uint8)
         frame[: len(header)] = header
         frame[size:] = 0
         at = len(header)
         # Each piece is let go when it is copied: an untouched page of the frame takes no memory yet.
-        for chunk in self._take_chunks():
-            frame[at : at + chunk.size] = chunk
-            at += chunk.size
+        for chunks in self._take_chunks():
+            frame[at : at + len(chunks)] = chunks
+            at += len(chunks)
         return frame
 
     def _take_chunks(self) -> Any:

@@ -101,9 +101,16 @@ def save(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = Non
 def compress(tensor: torch.Tensor, level: str = "default", threads: int | None = None) -> bytes:
     """One tensor, of any strides and on any device, as a frame (spec §5).
 
+    A CUDA device compresses its tensors itself (``neuzip doctor`` says whether); the bytes are the same.
+
     Raises InvalidArgument for a sparse or quantised tensor, or one without memory.
     """
     source = _source("", tensor)
+    if works_on(tensor.device):
+        from neuzip.cuda.encoding import encode
+
+        there = _dense_there(tensor)
+        return memory(encode(there, source.dtype, source.shape, Options(level=level)).cpu()).tobytes()
     return frames.encode(source.read(), source.dtype, source.shape, Options(level=level, threads=threads))
 
 
@@ -120,14 +127,14 @@ def decompress(
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat; InvalidArgument if out does not fit.
     """
     target = _target(frame, out, device)
-    if isinstance(frame, torch.Tensor) and frame.device == target and _decodes(target):
+    if isinstance(frame, torch.Tensor) and frame.device == target and works_on(target):
         return _decompress_there(frame, out)
     if isinstance(frame, torch.Tensor):
         frame = memory(_dense(frame))
     header = frames.read_header(frame, whole=True)
     shape = native_shape(header.dtype, header.shape)
     if out is None:
-        tensor = blank(header.dtype, shape, target if _decodes(target) else "cpu")
+        tensor = blank(header.dtype, shape, target if works_on(target) else "cpu")
     else:
         _check_out(out, header.dtype, shape)
         tensor = out.detach()
@@ -135,7 +142,7 @@ def decompress(
     if tensor.device.type == "cpu":
         frames.decode(frame, memory(tensor), options)
         return out if out is not None else tensor.to(target)
-    if _decodes(tensor.device):
+    if works_on(tensor.device):
         from neuzip.cuda import loading
 
         loading.load([loading.Item("", np.frombuffer(frame, np.uint8), header, tensor)], options)
@@ -166,8 +173,8 @@ def _target(frame: Any, out: torch.Tensor | None, device: Any) -> torch.device:
     return source.device if isinstance(source, torch.Tensor) else torch.device("cpu")
 
 
-def _decodes(device: torch.device) -> bool:
-    """Whether tensors of a device are decoded on it."""
+def works_on(device: torch.device) -> bool:
+    """Whether a device codes the tensors that lie on it: a GPU that neuzip.cuda trusts. The CPU does it otherwise."""
     if device.type == "cpu":
         return False
     from neuzip.cuda.trust import is_trusted
@@ -223,9 +230,14 @@ def _source(name: str, tensor: Any) -> writer.Source:
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself where its memory is its value, else a copy of which that is true."""
+    return _dense_there(tensor).cpu()
+
+
+def _dense_there(tensor: torch.Tensor) -> torch.Tensor:
+    """:func:`_dense`, on the tensor's device."""
     if isinstance(tensor, Framed):
         tensor = tensor.dense()
-    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return tensor.detach().resolve_conj().resolve_neg().contiguous()
 
 
 def _check_shared(tensors: dict[str, torch.Tensor]) -> None:
@@ -321,7 +333,7 @@ def read_on(
     container: Container, names: Sequence[str], device: torch.device, options: Options
 ) -> dict[str, torch.Tensor] | None:
     """Tensors of a file decoded on a device itself; None where that is the CPU's work."""
-    if not _decodes(device):
+    if not works_on(device):
         return None
     from neuzip.cuda import loading
 

@@ -77,14 +77,18 @@ def job_records(runs: Sequence[Run]) -> Records:
     return records
 
 
+Span = tuple[str | None, int | None, int]
+"""Some of a launch's tasks: the tensor's name, their first chunk if the host knows it, and how many they are."""
+
+
 @dataclass
 class _Launched:
-    """A launch whose outcome is on its way to the host. spans: name, first chunk and number of chunks of its runs.
+    """A launch whose outcome is on its way to the host.
 
     Nothing it reads or writes is kept: torch gives memory to others in the order of the stream.
     """
 
-    spans: list[tuple[str | None, int, int]]
+    spans: list[Span]
     status: torch.Tensor
     outcome: torch.Tensor
     event: Any
@@ -113,7 +117,8 @@ def _error(launched: _Launched, task: int) -> CorruptFrame:
     fault = int(launched.status[task].item())
     for name, first, count in launched.spans:
         if task < count:
-            return CorruptFrame(FAULTS.get(fault, f"fault {fault}"), tensor=name, chunk=first + task)
+            chunk = None if first is None else first + task
+            return CorruptFrame(FAULTS.get(fault, f"fault {fault}"), tensor=name, chunk=chunk)
         task -= count
     raise AssertionError("the kernel named a chunk that it was not given")
 
@@ -130,19 +135,22 @@ def decode(runs: Iterable[Run], verify: bool = True) -> Pending:
 def _start(width: int, runs: list[Run], verify: bool) -> _Launched:
     for run in runs:
         run.check()
-    driver, device = current(), runs[0].frame.device
     tasks = sum(run.count for run in runs)
-    jobs = job_records(runs).view(np.uint8)
-    sent = upload(np.concatenate([jobs, np.array([_NONE]).view(np.uint8)]), device)
-    first_bad = sent[jobs.size :]
+    spans = [(run.name, run.first, run.count) for run in runs]
+    return start(width, upload(job_records(runs), runs[0].frame.device), tasks, spans, verify)
+
+
+def start(width: int, jobs: torch.Tensor, tasks: int, spans: list[Span], verify: bool) -> _Launched:
+    """Starts decoding. jobs: JOB records, uint8, on the device; tasks: chunks of all of them."""
+    driver, device = current(), jobs.device
     status = torch.empty(tasks, dtype=torch.int32, device=device)
-    arguments = (sent, np.uint32(len(runs)), np.uint64(tasks), status, first_bad)
+    first_bad = torch.full((1,), -1, dtype=torch.int64, device=device)
+    arguments = (jobs, np.uint32(jobs.numel() // JOB.itemsize), np.uint64(tasks), status, first_bad)
     launch("decode.cu", f"nz_decode_w{width}", device, tasks, arguments)
     if verify:
         launch("checksum.cu", "nz_verify", device, tasks, arguments)
-    outcome = driver.pinned(first_bad.numel())
-    outcome.copy_(first_bad, non_blocking=True)
-    spans = [(run.name, run.first, run.count) for run in runs]
+    outcome = driver.pinned(first_bad.nbytes)
+    outcome.copy_(first_bad.view(torch.uint8), non_blocking=True)
     return _Launched(spans, status, outcome, driver.record(index_of(device)))
 
 

@@ -36,6 +36,15 @@ class Placed:
     version: int | None
     verified: npt.NDArray[np.bool_]
 
+    @staticmethod
+    def is_known(frame: torch.Tensor) -> bool:
+        """Whether something is known of a frame."""
+        return _ATTRIBUTE in frame.__dict__
+
+    def attach(self, frame: torch.Tensor) -> None:
+        """Knows the same of another tensor with the same bytes on the same device."""
+        frame.__dict__[_ATTRIBUTE] = Placed(self.header, self.chunks, _version(frame), self.verified)
+
     @property
     def is_coded(self) -> bool:
         """Whether the kernels decode it; stored and zstd chunks are the host's work."""

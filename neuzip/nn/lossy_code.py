@@ -23,6 +23,7 @@ This is a form in memory, not on disk: files hold the value that the codes stand
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ from neuzip.torch import dtype_of, memory
 
 _MAGIC = b"NZLS"
 _HEADER = struct.Struct("<4sB3xI4xQ")
+HEADER_SIZE = _HEADER.size
 
 _PIECE = 1 << 18
 """Codes expanded at a time: the temporaries, 9 bytes a code, stay in the cache."""
@@ -75,7 +77,7 @@ def is_lossy(data: np.ndarray[Any, Any]) -> bool:
 
 def precision_of(data: np.ndarray[Any, Any]) -> Precision:
     """The precision that lossy bytes were made with. Raises CorruptFrame, TruncatedInput."""
-    return _parse(data)[0]
+    return parse(data).precision
 
 
 def encode_lossy(dense: torch.Tensor, precision: Precision, options: Options | None = None) -> torch.Tensor:
@@ -119,9 +121,9 @@ def _quantise(flat: torch.Tensor, precision: Precision) -> tuple[torch.Tensor, t
 
 def check_lossy(data: np.ndarray[Any, Any], dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """Raises InvalidArgument unless lossy bytes hold this dtype and shape; CorruptFrame, TruncatedInput."""
-    precision, scales, codes = _parse(data)
-    blocks = -(-int(np.prod(shape, dtype=np.int64)) // precision.block_size)
-    expected = ((scales, dtype_of(dtype), (blocks,)), (codes, dtype_of(torch.uint8), tuple(shape)))
+    parts = parse(data)
+    blocks = -(-int(np.prod(shape, dtype=np.int64)) // parts.precision.block_size)
+    expected = ((parts.scales, dtype_of(dtype), (blocks,)), (parts.codes, dtype_of(torch.uint8), tuple(shape)))
     for part, row, extents in expected:
         header = frame.read_header(part, whole=True)
         if header.dtype is not row or tuple(header.shape) != extents:
@@ -134,19 +136,33 @@ def decode_lossy_rows(
     data: np.ndarray[Any, Any], out: torch.Tensor, options: Options | None = None, first_row: int = 0
 ) -> None:
     """Rows ``first_row`` … of lossy bytes into ``out``, as :func:`neuzip.nn.weight.decode` does for a frame."""
-    precision, scales_frame, codes_frame = _parse(data)
+
+    def read(part: np.ndarray[Any, Any], rows: torch.Tensor, first: int) -> None:
+        decode_rows(part, rows, options, first)
+
+    expand_rows(parse(data), out, first_row, read)
+
+
+def expand_rows(
+    parts: Parts, out: torch.Tensor, first_row: int, read: Callable[[Any, torch.Tensor, int], None]
+) -> None:
+    """Rows ``first_row`` … of a lossy weight into ``out``, a contiguous tensor of any device.
+
+    read: decodes elements from a given one on of a part, a frame, into a tensor of ``out``'s device.
+    """
+    precision = parts.precision
     count = out.numel()
     if not count:
         return
     start, block = first_row * out[0].numel(), precision.block_size
     first = start // block
-    scales = torch.empty((start + count - 1) // block + 1 - first, dtype=out.dtype)
-    decode_rows(scales_frame, scales, options, first)
+    scales = torch.empty((start + count - 1) // block + 1 - first, dtype=out.dtype, device=out.device)
+    read(parts.scales, scales, first)
     wide = scales.to(torch.promote_types(out.dtype, torch.float32))
     flat = out.view(-1)
     # The codes go to the end of out's own memory, where expanding them from the start never overtakes them.
     codes = flat.view(torch.uint8)[-count:]
-    decode_rows(codes_frame, codes, options, start)
+    read(parts.codes, codes, start)
     for at in range(0, count, _PIECE):
         end = min(at + _PIECE, count)
         lead = (start + at) // block
@@ -165,16 +181,37 @@ def _expand(codes: torch.Tensor, precision: Precision, dtype: torch.dtype) -> to
     return values.to(dtype).mul_(2.0 ** (127 - precision.top))
 
 
-def _parse(
-    data: np.ndarray[Any, Any],
-) -> tuple[Precision, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The precision, the scales' frame and the codes' frame."""
-    if len(data) < _HEADER.size:
-        raise TruncatedInput(f"{len(data)} bytes are no lossy weight")
-    magic, mantissa_bits, block_size, size = _HEADER.unpack(data[: _HEADER.size].tobytes())
+@dataclass(frozen=True)
+class Parts:
+    """A lossy weight's bytes taken apart. scales, codes: the two frames, slices of an array or a tensor."""
+
+    precision: Precision
+    scales: Any
+    codes: Any
+
+    @property
+    def frames(self) -> tuple[Any, Any]:
+        return self.scales, self.codes
+
+    def of(self, data: Any) -> Parts:
+        """The parts of a copy of the bytes that lies elsewhere."""
+        middle = HEADER_SIZE + len(self.scales)
+        return Parts(self.precision, data[HEADER_SIZE:middle], data[middle:])
+
+
+def parse(data: np.ndarray[Any, Any]) -> Parts:
+    """The parts of a lossy weight's bytes. Raises CorruptFrame, TruncatedInput."""
+    return parse_header(data[:HEADER_SIZE], data)
+
+
+def parse_header(header: np.ndarray[Any, Any], data: Any) -> Parts:
+    """The parts of ``data``, an array or a tensor, whose first HEADER_SIZE bytes are ``header``."""
+    if len(header) < _HEADER.size:
+        raise TruncatedInput(f"{len(header)} bytes are no lossy weight")
+    magic, mantissa_bits, block_size, size = _HEADER.unpack(header.tobytes())
     if magic != _MAGIC or mantissa_bits > 3 or not 1 <= block_size <= _MAX_BLOCK:
         raise CorruptFrame("not the header of a lossy weight")
     if size > len(data) - _HEADER.size:
         raise TruncatedInput(f"the scales have {size} bytes, of {len(data) - _HEADER.size}")
-    middle = _HEADER.size + size
-    return Precision(mantissa_bits, block_size), data[_HEADER.size : middle], data[middle:]
+    middle = HEADER_SIZE + size
+    return Parts(Precision(mantissa_bits, block_size), data[HEADER_SIZE:middle], data[middle:])

@@ -89,6 +89,8 @@ def parameter_at(places: Sequence[Place]) -> nn.Parameter:
 def put(places: Sequence[Place], parameter: nn.Parameter) -> None:
     """Hangs a parameter at all its places; linear layers take the class that fits it."""
     compressed = isinstance(parameter, CompressedTensor)
+    if isinstance(parameter, CompressedTensor):
+        parameter.weight.name = places[0].name
     for place in places:
         place.module._parameters[place.local] = parameter
         if place.local == "weight" and type(place.module) is (nn.Linear if compressed else CompressedLinear):

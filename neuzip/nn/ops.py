@@ -6,7 +6,6 @@ save its dense result for backward.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,30 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from neuzip.nn.fixed_width_code import is_fixed_width, linear_fixed_width
+from neuzip.nn.scratch import scratch
 from neuzip.nn.weight import decode
+from neuzip.torch import works_on
 
 if TYPE_CHECKING:
     from neuzip.nn.tensor import CompressedTensor
-
-_local = threading.local()
-
-
-def scratch(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """A dense buffer of this thread. Its contents and memory belong to the next caller too.
-
-    Reused, because fresh memory costs more than decoding into it.
-    """
-    size = torch.Size(shape).numel() * dtype.itemsize
-    held: torch.Tensor | None = getattr(_local, "buffer", None)
-    if held is None or held.numel() < size:
-        _local.buffer = held = torch.empty(size, dtype=torch.uint8)
-    return held[:size].view(dtype).view(*shape)
-
-
-def release_scratch() -> None:
-    """Gives this thread's buffer back."""
-    _local.buffer = None
-
 
 def pieces(shape: Sequence[int], dtype: torch.dtype, piece_bytes: int) -> Iterator[tuple[int, int]]:
     """Row ranges of at most ``piece_bytes`` dense bytes (but at least one row) that cover a weight."""
@@ -48,13 +29,23 @@ def pieces(shape: Sequence[int], dtype: torch.dtype, piece_bytes: int) -> Iterat
 
 
 def dense_pieces(
-    frame: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, piece_bytes: int
+    frame: torch.Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    piece_bytes: int,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """The weight of a frame in pieces: first row, end row, and those rows, valid until the next piece."""
-    host = frame.cpu()
+    """The weight of a frame in pieces: first row, end row, and those rows, valid until the next piece.
+
+    device: where they go, if not where the frame lies.
+    """
+    device = frame.device if device is None else device
+    if device != frame.device and works_on(device):
+        from neuzip.nn.device import fetched
+
+        frame = fetched(frame, device)
     for start, stop in pieces(shape, dtype, piece_bytes):
-        piece = decode(host, scratch((stop - start, *shape[1:]), dtype), first_row=start)
-        yield start, stop, piece.to(frame.device)
+        yield start, stop, decode(frame, scratch((stop - start, *shape[1:]), dtype, device), first_row=start)
 
 
 def _multiply(
@@ -68,7 +59,7 @@ def _multiply(
     if is_fixed_width(frame) and (product := linear_fixed_width(x, frame, bias, shape[0])) is not None:
         return product
     out: torch.Tensor | None = None
-    for start, stop, piece in dense_pieces(frame, shape, dtype, piece_bytes):
+    for start, stop, piece in dense_pieces(frame, shape, dtype, piece_bytes, x.device):
         part = F.linear(x, piece.to(x.dtype), None if bias is None else bias[start:stop])
         if stop - start == shape[0]:
             return part
@@ -99,7 +90,7 @@ def _linear_dx_op(
 ) -> torch.Tensor:
     flat = grad.reshape(-1, shape[0])
     out: torch.Tensor | None = None
-    for start, stop, piece in dense_pieces(frame, shape, dtype, piece_bytes):
+    for start, stop, piece in dense_pieces(frame, shape, dtype, piece_bytes, grad.device):
         weight = piece.to(grad.dtype)
         out = flat[:, start:stop].mm(weight) if out is None else out.addmm_(flat[:, start:stop], weight)
     if out is None:
@@ -122,22 +113,26 @@ _EMBEDDING_BLOCK = 1 << 18
 def _embedding_op(
     indices: torch.Tensor, frame: torch.Tensor, shape: Sequence[int], dtype: torch.dtype
 ) -> torch.Tensor:
+    if works_on(indices.device):
+        from neuzip.nn.device import embedding_there
+
+        return embedding_there(indices, frame, shape, dtype)
     flat, host = indices.reshape(-1), frame.cpu()
     if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < shape[0]:
         raise IndexError(f"an index is outside of the embedding's {shape[0]} rows")
-    out = torch.empty((flat.numel(), shape[1]), dtype=dtype, device=frame.device)
+    out = torch.empty((flat.numel(), shape[1]), dtype=dtype, device=indices.device)
     block = 1 if is_fixed_width(host) else max(1, _EMBEDDING_BLOCK // max(1, shape[1]))
     for start in (torch.unique(flat.cpu() // block) * block).tolist():
         rows = scratch((min(block, shape[0] - start), shape[1]), dtype)
         decode(host, rows, first_row=start)
         here = ((flat >= start) & (flat < start + block)).nonzero().squeeze(1)
-        out[here] = rows.to(frame.device)[flat[here] - start]
+        out[here] = rows.to(out.device)[flat[here] - start]
     return out.view(*indices.shape, shape[1])
 
 
 @_embedding_op.register_fake
 def _(indices: torch.Tensor, frame: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty((*indices.shape, shape[1]), dtype=dtype, device=frame.device)
+    return torch.empty((*indices.shape, shape[1]), dtype=dtype, device=indices.device)
 
 
 class _Linear(torch.autograd.Function):

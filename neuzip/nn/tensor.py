@@ -156,7 +156,8 @@ class CompressedTensor(Framed, torch.Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         weight = self.weight
-        state = (weight.frame, weight.shape, weight.dtype, weight.level, weight.piece_bytes)
+        # Another tensor of the same bytes: what this process has remembered with the first is nobody else's.
+        state = (weight.frame.detach(), weight.shape, weight.dtype, weight.level, weight.piece_bytes)
         geometry = (tuple(self.shape), tuple(self.stride()), self.storage_offset())
         return _rebuild, (
             type(self),
@@ -284,7 +285,7 @@ def _copy_into(target: CompressedTensor, source: torch.Tensor) -> CompressedTens
     elif isinstance(source, CompressedTensor) and source.is_whole() and weight.shares_form(source.weight):
         if tuple(source.shape) != weight.shape:
             raise InvalidArgument(f"a weight of shape {weight.shape} cannot take {tuple(source.shape)}")
-        weight.frame = source.weight.frame.to(weight.device, copy=True)
+        weight.take(source.weight.frame.clone())
     else:
         weight.assign(_dense_of(source).to(weight.device).expand(weight.shape))
     return target

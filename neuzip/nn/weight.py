@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from weakref import ref
 from typing import Any
 
 import numpy as np
@@ -10,21 +11,32 @@ import torch
 
 from neuzip import frame
 from neuzip.codec import Options
-from neuzip.errors import InvalidArgument
+from neuzip.errors import InvalidArgument, NeuzipError
 from neuzip.nn.fixed_width_code import decode_fixed_width_rows, is_fixed_width
 from neuzip.nn.lossy_code import decode_lossy_rows, is_lossy
 from neuzip.nn.rows import decode_rows
-from neuzip.torch import dtype_of, memory, native_shape
+from neuzip.nn.scratch import scratch
+from neuzip.torch import dtype_of, memory, native_shape, works_on
 
 PIECE_BYTES = 256 << 20
 """Dense bytes above which a weight is decoded, used and discarded in pieces of this many bytes."""
 
 
 def encode(dense: torch.Tensor, options: Options | None = None) -> torch.Tensor:
-    """The frame of a contiguous CPU tensor, uint8 (frame_size,). Raises InvalidArgument for other tensors."""
-    if dense.device.type != "cpu" or not dense.is_contiguous():
-        raise InvalidArgument(f"only contiguous CPU tensors are encoded, not one on {dense.device}")
-    encoded = frame.encode(memory(dense.detach()), dtype_of(dense.dtype), dense.shape, options)
+    """The frame of a contiguous tensor, uint8 (frame_size,), on its device. Raises InvalidArgument for other tensors.
+
+    A GPU that neuzip.cuda trusts encodes its own; it is waited for.
+    """
+    if not dense.is_contiguous():
+        raise InvalidArgument("only contiguous tensors are encoded")
+    dtype = dtype_of(dense.dtype)
+    if works_on(dense.device):
+        from neuzip.cuda.encoding import encode as encode_there
+
+        return encode_there(dense, dtype, dense.shape, options or Options())
+    if dense.device.type != "cpu":
+        return encode(dense.cpu(), options).to(dense.device)
+    encoded = frame.encode(memory(dense.detach()), dtype, dense.shape, options)
     # A copy, because a tensor must own memory that may be written.
     return torch.from_numpy(np.frombuffer(encoded, np.uint8).copy())
 
@@ -32,20 +44,46 @@ def encode(dense: torch.Tensor, options: Options | None = None) -> torch.Tensor:
 def decode(
     frame_bytes: torch.Tensor, out: torch.Tensor, options: Options | None = None, first_row: int = 0
 ) -> torch.Tensor:
-    """Decodes rows ``first_row`` … of a frame into ``out``, a contiguous CPU tensor of as many rows, and
-    returns it.
+    """Decodes rows ``first_row`` … of a frame into ``out``, a contiguous tensor of as many rows, and returns it.
 
-    frame_bytes: uint8 (frame_size,), or the bytes of a lossy or fixed-width weight. ``out`` has the frame's dtype
-    and, but for the first, its dimensions.
+    frame_bytes: uint8 (frame_size,), or the bytes of a lossy or fixed-width weight, on ``out``'s device or on the CPU. ``out`` has the
+    frame's dtype and, but for the first, its dimensions. A GPU that neuzip.cuda trusts decodes into its own
+    memory, and nobody waits for it: see neuzip.cuda.check.
     Raises CorruptFrame, TruncatedInput.
     """
-    data = memory(frame_bytes)
-    if is_fixed_width(frame_bytes):
-        read = decode_fixed_width_rows
+    if works_on(out.device):
+        from neuzip.nn.device import decode_there
+
+        decode_there(frame_bytes, out, first_row)
+    elif out.device.type != "cpu":
+        out.copy_(decode(frame_bytes.cpu(), scratch(out.shape, out.dtype), options, first_row))
     else:
-        read = decode_lossy_rows if is_lossy(data) else decode_rows
-    read(data, out, options, first_row)
+        host = frame_bytes.cpu()
+        data = memory(host)
+        if is_fixed_width(host):
+            read = decode_fixed_width_rows
+        else:
+            read = decode_lossy_rows if is_lossy(data) else decode_rows
+        try:
+            read(data, out, options, first_row)
+        except NeuzipError as error:
+            raise error.at(tensor=name_of(frame_bytes)) from None
     return out
+
+
+_OWNER = "_neuzip_owner"
+
+
+def owner_of(frame_bytes: torch.Tensor) -> Weight | None:
+    """The weight that has these bytes, of which operators see no more; None for a copy of them."""
+    reference = frame_bytes.__dict__.get(_OWNER)
+    return None if reference is None else reference()
+
+
+def name_of(frame_bytes: torch.Tensor) -> str | None:
+    """The name of the parameter whose bytes these are, if it is known."""
+    owner = owner_of(frame_bytes)
+    return None if owner is None else owner.name
 
 
 class Weight:
@@ -53,10 +91,12 @@ class Weight:
 
     frame: uint8 (frame_size,); replaced as a whole when the value changes. shape and dtype are the dense
     tensor's.
-    level: of compression. piece_bytes: dense bytes above which the weight is used in pieces.
+    level: of compression. piece_bytes: dense bytes above which the weight is used in pieces. name: of the
+    parameter, for errors; None if it is not known. target: the device that the weight is used on, if its bytes stay in
+    pinned host memory instead.
     """
 
-    __slots__ = ("__weakref__", "dtype", "frame", "level", "piece_bytes", "shape")
+    __slots__ = ("__weakref__", "_frame", "dtype", "level", "name", "piece_bytes", "shape", "target")
 
     def __init__(
         self,
@@ -66,6 +106,8 @@ class Weight:
         level: str = "default",
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
+        self.name: str | None = None
+        self.target: torch.device | None = None
         self.frame = frame_bytes
         self.shape = tuple(shape)
         self.dtype = dtype
@@ -75,9 +117,28 @@ class Weight:
     @classmethod
     def of(cls, dense: torch.Tensor, level: str = "default", piece_bytes: int = PIECE_BYTES) -> Weight:
         """Compresses a dense tensor of any strides, on any device."""
-        contiguous = dense.detach().contiguous()
-        encoded = encode(contiguous.cpu(), Options(level=level))
-        return cls(encoded.to(dense.device), tuple(dense.shape), dense.dtype, level, piece_bytes)
+        encoded = encode(dense.detach().contiguous(), Options(level=level))
+        return cls(encoded, tuple(dense.shape), dense.dtype, level, piece_bytes)
+
+    @property
+    def frame(self) -> torch.Tensor:
+        return self._frame
+
+    @frame.setter
+    def frame(self, frame_bytes: torch.Tensor) -> None:
+        self._frame = frame_bytes
+        setattr(frame_bytes, _OWNER, ref(self))
+
+    def take(self, frame_bytes: torch.Tensor) -> None:
+        """Takes the bytes of another value, on any device, and puts them where its own lie."""
+        if self.target is not None:
+            self.frame = frame_bytes.cpu().pin_memory()
+        else:
+            self.frame = frame_bytes.to(self.device)
+
+    def offload(self) -> None:
+        """Moves the bytes to pinned host memory; the weight is still used on its device."""
+        self.target, self.frame = self.device, self.frame.cpu().pin_memory()
 
     def check(self) -> None:
         """Raises InvalidArgument unless the frame is one of this shape and dtype; its chunks are not decoded.
@@ -97,7 +158,18 @@ class Weight:
 
     @property
     def device(self) -> torch.device:
-        return self.frame.device
+        """The device that the weight is used on."""
+        return self.frame.device if self.target is None else self.target
+
+    def fetched(self) -> torch.Tensor:
+        """The bytes on that device."""
+        if self.target is None:
+            return self.frame
+        if not works_on(self.target):
+            return self.frame.to(self.target)
+        from neuzip.nn.device import fetched
+
+        return fetched(self.frame, self.target)
 
     @property
     def nbytes(self) -> int:
@@ -111,9 +183,8 @@ class Weight:
     def dense(self, out: torch.Tensor | None = None) -> torch.Tensor:
         """The dense tensor, contiguous, on the weight's device; decoded into ``out`` if given."""
         if out is None:
-            out = torch.empty(self.shape, dtype=self.dtype)
-        decode(self.frame.cpu(), out)
-        return out.to(self.device)
+            out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        return decode(self.frame, out)
 
     def rows(self, first: int, out: torch.Tensor) -> torch.Tensor:
         """Rows ``first`` … ``first + len(out) − 1`` decoded into ``out``; only their chunks are touched."""
@@ -123,7 +194,7 @@ class Weight:
         """Takes the value of a dense tensor of the same shape, converted to the weight's dtype and device."""
         if tuple(dense.shape) != self.shape:
             raise InvalidArgument(f"a weight of shape {self.shape} cannot take {tuple(dense.shape)}")
-        self.frame = self.like(dense.detach().to(self.dtype)).frame.to(self.device)
+        self.take(self.like(dense.detach().to(self.dtype)).frame)
 
     def like(self, dense: torch.Tensor) -> Weight:
         """A weight made of a dense tensor in the way that this one was."""
@@ -135,9 +206,15 @@ class Weight:
 
     def with_frame(self, frame_bytes: torch.Tensor) -> Weight:
         """A weight that differs in its frame only."""
-        return type(self)(frame_bytes, self.shape, self.dtype, self.level, self.piece_bytes)
+        new = type(self)(frame_bytes, self.shape, self.dtype, self.level, self.piece_bytes)
+        new.name = self.name
+        return new
 
     def copy(self, device: Any = None) -> Weight:
         """An independent weight of the same bytes, on ``device`` if given."""
-        frame_bytes = self.frame.clone() if device is None else self.frame.to(device, copy=True)
-        return self.with_frame(frame_bytes)
+        if device is not None:
+            return self.with_frame(self.frame.to(device, copy=True))
+        new = self.with_frame(self.frame.clone())
+        if self.target is not None:
+            new.target, new.frame = self.target, new.frame.pin_memory()
+        return new

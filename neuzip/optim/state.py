@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from neuzip.codec import Options
+from neuzip.layouts import DType
 from neuzip.nn import CompressedTensor
 from neuzip.nn.weight import PIECE_BYTES, Weight, decode
 from neuzip.piecewise import PiecewiseEncoder
-from neuzip.torch import dtype_of, memory
+from neuzip.torch import dtype_of, memory, works_on
 
 State = dict[Any, Any]
 """What a torch optimizer keeps for one parameter: tensors and numbers by name."""
@@ -42,8 +43,10 @@ class Buffers:
     def __init__(self) -> None:
         self._held: dict[Any, torch.Tensor] = {}
 
-    def take(self, name: Any, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """``count`` elements; the same memory as the last of that name."""
+    def take(self, name: Any, count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """``count`` elements; the same memory as the last of that name. A device's allocator does that itself."""
+        if device.type != "cpu":
+            return torch.empty(count, dtype=dtype, device=device)
         size = count * dtype.itemsize
         held = self._held.get(name)
         if held is None or held.numel() < size:
@@ -59,19 +62,32 @@ class Recompressed:
 
     def __init__(self, dtype: torch.dtype, device: torch.device, shape: torch.Size, level: str) -> None:
         self._dtype, self._device, self._shape, self._level = dtype, device, shape, level
-        self._encoder = PiecewiseEncoder(dtype_of(dtype), shape, Options(level=level))
+        self._encoder = _encoder(dtype_of(dtype), shape, Options(level=level), device)
 
     def add(self, piece: torch.Tensor) -> None:
         """The next elements."""
-        self._encoder.add(memory(piece.detach().to(self._dtype).contiguous().cpu()))
+        contiguous = piece.detach().to(self._dtype).contiguous()
+        self._encoder.add(contiguous if works_on(self._device) else memory(contiguous.cpu()))
 
     def frame(self) -> torch.Tensor:
-        return torch.from_numpy(self._encoder.finish()).to(self._device)
+        frame = self._encoder.finish()
+        return frame if isinstance(frame, torch.Tensor) else torch.from_numpy(frame).to(self._device)
 
     def tensor(self) -> CompressedTensor:
         return CompressedTensor(
             Weight(self.frame(), tuple(self._shape), self._dtype, self._level, PIECE_BYTES)
         )
+
+
+def _encoder(
+    dtype: DType, shape: torch.Size, options: Options, device: torch.device
+) -> PiecewiseEncoder:
+    """One for pieces of a device."""
+    if not works_on(device):
+        return PiecewiseEncoder(dtype, shape, options)
+    from neuzip.cuda.encoding import DeviceEncoder
+
+    return DeviceEncoder(dtype, shape, options, device)
 
 
 class SplitState:
@@ -93,8 +109,8 @@ class SplitState:
         if value.shape != self._shape:
             return value.clone()  # every piece starts from the old value
         if isinstance(value, CompressedTensor):
-            host = self._buffers.take(name, stop - start, value.dtype)
-            return decode(value.frame.cpu(), host, first_row=start).to(value.device).view(shape)
+            out = self._buffers.take(name, stop - start, value.dtype, value.device)
+            return decode(value.frame, out, first_row=start).view(shape)
         return value.reshape(-1)[start:stop].view(shape)
 
     def write(self, state: State, start: int, stop: int, shape: torch.Size) -> None:

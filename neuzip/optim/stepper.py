@@ -10,7 +10,7 @@ import torch
 
 from neuzip.errors import InvalidArgument
 from neuzip.nn import CompressedTensor
-from neuzip.nn.ops import scratch
+from neuzip.nn.scratch import scratch
 from neuzip.nn.weight import decode
 from neuzip.optim.elementwise import piece_shape
 from neuzip.optim.state import Buffers, Recompressed, SplitState, State
@@ -141,15 +141,15 @@ class _CompressedValue:
     def __init__(self, parameter: CompressedTensor) -> None:
         weight = parameter.weight
         self._weight = weight
-        self._host = weight.frame.cpu()
+        self._frame = weight.fetched()
         self._new = Recompressed(weight.dtype, weight.device, parameter.shape, weight.level)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        out = scratch((stop - start,), self._weight.dtype)
-        return decode(self._host, out, first_row=start).to(self._weight.device)
+        out = scratch((stop - start,), self._weight.dtype, self._weight.device)
+        return decode(self._frame, out, first_row=start)
 
     def write(self, piece: torch.Tensor, start: int, stop: int) -> None:
         self._new.add(piece)
 
     def finish(self) -> None:
-        self._weight.frame = self._new.frame()
+        self._weight.take(self._new.frame())
