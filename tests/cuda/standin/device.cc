@@ -280,6 +280,11 @@ at::Tensor &set_(at::Tensor &self, at::Storage storage, c10::SymInt offset, c10:
   return self;
 }
 
+at::Tensor &set_storage_(at::Tensor &self, at::Storage storage) {
+  const int64_t count = static_cast<int64_t>(storage.nbytes() / self.itemsize());
+  return set_(self, std::move(storage), 0, {count}, {1});
+}
+
 at::Tensor copy_from(const at::Tensor &self, const at::Tensor &to, bool non_blocking) {
   const at::Tensor &there = to.device().is_cpu() ? self : to;
   const Stream stream = current_stream(there.device().index());
@@ -318,6 +323,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_reshape_alias", reshape_alias);
   m.impl("view", view);
   m.impl("resize_", resize_);
+  m.impl("set_.source_Storage", set_storage_);
   m.impl("set_.source_Storage_storage_offset", set_);
   m.impl("_copy_from", copy_from);
   m.impl("_copy_from_and_resize", copy_from_and_resize);

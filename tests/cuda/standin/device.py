@@ -31,6 +31,7 @@ def load() -> ctypes.CDLL:
     module.device_count = lambda: COUNT  # type: ignore[attr-defined]
     module.is_available = lambda: True  # type: ignore[attr-defined]
     module.current_device = torch.accelerator.current_device_index  # type: ignore[attr-defined]
+    module.device = lambda which: torch.accelerator.device_index(torch.device(which).index)  # type: ignore[attr-defined]
     torch._register_device_module(TYPE, module)
     library = ctypes.CDLL(str(path))
     library.standin_reach.argtypes = [ctypes.c_int32, ctypes.c_int64]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -12,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.cuda.standin import device
-from tests.cuda.standin.emulator import Emulator
+import emulator
 
 from neuzip.cuda.driver import Gpu
+from standin import device
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class StandIn:
 
     def __post_init__(self) -> None:
         self._library = device.load()
-        self._emulator = Emulator.load()
+        self._emulator = emulator.load()
 
     def count(self) -> int:
         return device.COUNT
@@ -75,7 +74,6 @@ class StandIn:
         return Module(source, index)
 
     def kernel(self, module: Module, name: str) -> Any:
-        assert name in module.source or name.rsplit("_", 1)[0] in module.source
         return module, name
 
     def launch(
@@ -86,14 +84,14 @@ class StandIn:
         stream = torch.accelerator.current_stream(index)
         self.launches.append(Launch(name, index, stream.stream_id, grid, block))
         self._library.standin_reach(index, stream.stream_id)
-        values: list[Any] = []
+        values: list[np.generic] = []
         for argument in arguments:
             if isinstance(argument, torch.Tensor):
                 assert argument.device == torch.device(self.device_type, index)
-                values.append(ctypes.c_uint64(argument.data_ptr()))
+                values.append(np.uint64(argument.data_ptr()))
             else:
-                values.append({np.uint32: ctypes.c_uint32, np.uint64: ctypes.c_uint64}[type(argument)](argument))
-        self._emulator.launch(name, grid, block, values, shared)
+                values.append(argument)
+        self._emulator.launch(name, grid, block, values, shared=shared, seed=len(self.launches))
 
     def pinned(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)

@@ -1,0 +1,15 @@
+"""The self-test of a stand-in device, as neuzip.cuda.self_test is that of a GPU: ``python self_test.py INDEX``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+from standin.driver import StandIn  # noqa: E402
+
+from neuzip.cuda import driver, self_test  # noqa: E402
+
+driver.install(StandIn())
+self_test.main(int(sys.argv[1]))
