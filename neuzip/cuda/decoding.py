@@ -82,7 +82,7 @@ Span = tuple[str | None, int | None, int]
 
 
 @dataclass
-class _Launched:
+class Launched:
     """A launch whose outcome is on its way to the host.
 
     Nothing it reads or writes is kept: torch gives memory to others in the order of the stream.
@@ -98,7 +98,7 @@ class _Launched:
 class Pending:
     """Decodes that have been started. Their errors are known when the device is done."""
 
-    launched: list[_Launched] = field(default_factory=list)
+    launched: list[Launched] = field(default_factory=list)
 
     def is_done(self) -> bool:
         """Whether the device is done, without waiting for it."""
@@ -113,9 +113,9 @@ class Pending:
                 raise _error(each, bad)
 
 
-def _error(launched: _Launched, task: int) -> CorruptFrame:
-    fault = int(launched.status[task].item())
-    for name, first, count in launched.spans:
+def _error(work: Launched, task: int) -> CorruptFrame:
+    fault = int(work.status[task].item())
+    for name, first, count in work.spans:
         if task < count:
             chunk = None if first is None else first + task
             return CorruptFrame(FAULTS.get(fault, f"fault {fault}"), tensor=name, chunk=chunk)
@@ -132,7 +132,7 @@ def decode(runs: Iterable[Run], verify: bool = True) -> Pending:
     return pending
 
 
-def _start(width: int, runs: list[Run], verify: bool) -> _Launched:
+def _start(width: int, runs: list[Run], verify: bool) -> Launched:
     for run in runs:
         run.check()
     tasks = sum(run.count for run in runs)
@@ -140,18 +140,24 @@ def _start(width: int, runs: list[Run], verify: bool) -> _Launched:
     return start(width, upload(job_records(runs), runs[0].frame.device), tasks, spans, verify)
 
 
-def start(width: int, jobs: torch.Tensor, tasks: int, spans: list[Span], verify: bool) -> _Launched:
+def start(width: int, jobs: torch.Tensor, tasks: int, spans: list[Span], verify: bool) -> Launched:
     """Starts decoding. jobs: JOB records, uint8, on the device; tasks: chunks of all of them."""
-    driver, device = current(), jobs.device
+    device = jobs.device
     status = torch.empty(tasks, dtype=torch.int32, device=device)
     first_bad = torch.full((1,), -1, dtype=torch.int64, device=device)
     arguments = (jobs, np.uint32(jobs.numel() // JOB.itemsize), np.uint64(tasks), status, first_bad)
     launch("decode.cu", f"nz_decode_w{width}", device, tasks, arguments)
     if verify:
         launch("checksum.cu", "nz_verify", device, tasks, arguments)
+    return launched(status, first_bad, spans)
+
+
+def launched(status: torch.Tensor, first_bad: torch.Tensor, spans: list[Span]) -> Launched:
+    """What kernels just started have to tell: status, i32 (tasks,), and first_bad, i64 (1,), are theirs (launch.h)."""
+    driver = current()
     outcome = driver.pinned(first_bad.nbytes)
     outcome.copy_(first_bad.view(torch.uint8), non_blocking=True)
-    return _Launched(spans, status, outcome, driver.record(index_of(device)))
+    return Launched(spans, status, outcome, driver.record(index_of(first_bad.device)))
 
 
 class Watch:

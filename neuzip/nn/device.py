@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from neuzip import frame as frames
 from neuzip.cuda.decoding import watch
+from neuzip.cuda.matvec import is_fused, multiply
 from neuzip.cuda.placed import Placed, place, placed
 from neuzip.cuda.prefetch import prefetcher
 from neuzip.cuda.rows import decode_rows, gather_rows
@@ -93,6 +94,18 @@ def _lossy_parts(data: torch.Tensor) -> Parts | None:
             parts = parse_header(header, data)
             setattr(data, _PARTS, parts)
     return parts
+
+
+def fused_linear(
+    x: torch.Tensor, data: torch.Tensor, bias: torch.Tensor | None, shape: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weight's bytes on x's device, and the linear layer's result if the two are multiplied without decoding."""
+    name, data = name_of(data), fetched(data, x.device)
+    if _lossy_parts(data) is not None or not is_fused(data, x, *shape):
+        return data, None
+    y, pending = multiply(data, x, shape[0], name)
+    watch.add(pending)
+    return data, y if bias is None else y.add_(bias)
 
 
 def embedding_there(

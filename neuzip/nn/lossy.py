@@ -25,6 +25,7 @@ class LossyWeight(Weight):
     """A weight that holds codes and scales, in ``frame``; what is written to it is rounded."""
 
     __slots__ = ()
+    takes_frames = False
 
     @classmethod
     def of_precision(

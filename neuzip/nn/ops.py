@@ -56,7 +56,13 @@ def _multiply(
     dtype: torch.dtype,
     piece_bytes: int,
 ) -> torch.Tensor:
-    if is_fixed_width(frame) and (product := linear_fixed_width(x, frame, bias, shape[0])) is not None:
+    if works_on(x.device):
+        from neuzip.nn.device import fused_linear
+
+        frame, fused = fused_linear(x, frame, bias, shape)
+        if fused is not None:
+            return fused
+    elif is_fixed_width(frame) and (product := linear_fixed_width(x, frame, bias, shape[0])) is not None:
         return product
     out: torch.Tensor | None = None
     for start, stop, piece in dense_pieces(frame, shape, dtype, piece_bytes, x.device):

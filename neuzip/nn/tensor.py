@@ -134,14 +134,17 @@ class CompressedTensor(Framed, torch.Tensor):
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         geometry = (tuple(self.shape), tuple(self.stride()), self.storage_offset())
         weight = self.weight
-        return ["frame"], (weight.shape, weight.dtype, weight.level, weight.piece_bytes, geometry)
+        settings = (weight.shape, weight.dtype, weight.level, weight.piece_bytes, weight.chunk_log2)
+        return ["frame"], (*settings, weight.target, geometry)
 
     @classmethod
     def __tensor_unflatten__(
         cls, inner: dict[str, torch.Tensor], meta: Any, outer_size: Any, outer_stride: Any
     ) -> CompressedTensor:
-        *settings, geometry = meta
-        return cls(cls.weight_class(inner["frame"], *settings), *geometry)
+        *settings, target, geometry = meta
+        weight = cls.weight_class(inner["frame"], *settings)
+        weight.target = target
+        return cls(weight, *geometry)
 
     # fully_shard calls these on a rank's shard; it tells their versions apart by the number of parameters.
     def fsdp_pre_all_gather(
@@ -157,7 +160,8 @@ class CompressedTensor(Framed, torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         weight = self.weight
         # Another tensor of the same bytes: what this process has remembered with the first is nobody else's.
-        state = (weight.frame.detach(), weight.shape, weight.dtype, weight.level, weight.piece_bytes)
+        state = (weight.frame.detach(), weight.shape, weight.dtype, weight.level)
+        state += (weight.piece_bytes, weight.chunk_log2)
         geometry = (tuple(self.shape), tuple(self.stride()), self.storage_offset())
         return _rebuild, (
             type(self),

@@ -21,6 +21,9 @@ from neuzip.torch import dtype_of, memory, native_shape, works_on
 PIECE_BYTES = 256 << 20
 """Dense bytes above which a weight is decoded, used and discarded in pieces of this many bytes."""
 
+CHUNK_LOG2 = Options.chunk_log2
+"""Elements of a chunk, as a power of two, where nothing else is asked for."""
+
 
 def encode(dense: torch.Tensor, options: Options | None = None) -> torch.Tensor:
     """The frame of a contiguous tensor, uint8 (frame_size,), on its device. Raises InvalidArgument for other tensors.
@@ -92,11 +95,14 @@ class Weight:
     frame: uint8 (frame_size,); replaced as a whole when the value changes. shape and dtype are the dense
     tensor's.
     level: of compression. piece_bytes: dense bytes above which the weight is used in pieces. name: of the
-    parameter, for errors; None if it is not known. target: the device that the weight is used on, if its bytes stay in
+    parameter, for errors; None if it is not known. chunk_log2: elements of a chunk, for new values. target: the device that the weight is used on, if its bytes stay in
     pinned host memory instead.
     """
 
-    __slots__ = ("__weakref__", "_frame", "dtype", "level", "name", "piece_bytes", "shape", "target")
+    __slots__ = ("__weakref__", "_frame", "chunk_log2", "dtype", "level", "name", "piece_bytes", "shape", "target")
+
+    takes_frames = True
+    """Whether a frame (spec §5) may be the weight's bytes."""
 
     def __init__(
         self,
@@ -105,7 +111,9 @@ class Weight:
         dtype: torch.dtype,
         level: str = "default",
         piece_bytes: int = PIECE_BYTES,
+        chunk_log2: int = CHUNK_LOG2,
     ) -> None:
+        self.chunk_log2 = chunk_log2
         self.name: str | None = None
         self.target: torch.device | None = None
         self.frame = frame_bytes
@@ -115,10 +123,16 @@ class Weight:
         self.piece_bytes = piece_bytes
 
     @classmethod
-    def of(cls, dense: torch.Tensor, level: str = "default", piece_bytes: int = PIECE_BYTES) -> Weight:
+    def of(
+        cls,
+        dense: torch.Tensor,
+        level: str = "default",
+        piece_bytes: int = PIECE_BYTES,
+        chunk_log2: int = CHUNK_LOG2,
+    ) -> Weight:
         """Compresses a dense tensor of any strides, on any device."""
-        encoded = encode(dense.detach().contiguous(), Options(level=level))
-        return cls(encoded, tuple(dense.shape), dense.dtype, level, piece_bytes)
+        encoded = encode(dense.detach().contiguous(), Options(level=level, chunk_log2=chunk_log2))
+        return cls(encoded, tuple(dense.shape), dense.dtype, level, piece_bytes, chunk_log2)
 
     @property
     def frame(self) -> torch.Tensor:
@@ -136,9 +150,11 @@ class Weight:
         else:
             self.frame = frame_bytes.to(self.device)
 
-    def offload(self) -> None:
-        """Moves the bytes to pinned host memory; the weight is still used on its device."""
-        self.target, self.frame = self.device, self.frame.cpu().pin_memory()
+    def offloaded(self, target: torch.device) -> Weight:
+        """A weight of the same value that is used on a device while its bytes stay in pinned host memory."""
+        new = self.with_frame(self.frame.cpu().pin_memory())
+        new.target = target
+        return new
 
     def check(self) -> None:
         """Raises InvalidArgument unless the frame is one of this shape and dtype; its chunks are not decoded.
@@ -198,7 +214,12 @@ class Weight:
 
     def like(self, dense: torch.Tensor) -> Weight:
         """A weight made of a dense tensor in the way that this one was."""
-        return type(self).of(dense, self.level, self.piece_bytes)
+        return type(self).of(dense, self.level, self.piece_bytes, self.chunk_log2)
+
+    def rechunk(self, chunk_log2: int) -> None:
+        """Cuts the bytes into chunks of ``2^chunk_log2`` elements; the value stays what it is."""
+        self.chunk_log2 = chunk_log2
+        self.take(self.like(self.dense()).frame)
 
     def shares_form(self, other: Weight) -> bool:
         """Whether another weight's frame may stand for a value of this one."""
@@ -206,7 +227,7 @@ class Weight:
 
     def with_frame(self, frame_bytes: torch.Tensor) -> Weight:
         """A weight that differs in its frame only."""
-        new = type(self)(frame_bytes, self.shape, self.dtype, self.level, self.piece_bytes)
+        new = type(self)(frame_bytes, self.shape, self.dtype, self.level, self.piece_bytes, self.chunk_log2)
         new.name = self.name
         return new
 

@@ -60,9 +60,9 @@ class Buffers:
 class Recompressed:
     """A compressed tensor's new value, given piece by piece."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, shape: torch.Size, level: str) -> None:
-        self._dtype, self._device, self._shape, self._level = dtype, device, shape, level
-        self._encoder = _encoder(dtype_of(dtype), shape, Options(level=level), device)
+    def __init__(self, dtype: torch.dtype, device: torch.device, shape: torch.Size, options: Options) -> None:
+        self._dtype, self._device, self._shape, self._options = dtype, device, shape, options
+        self._encoder = _encoder(dtype_of(dtype), shape, options, device)
 
     def add(self, piece: torch.Tensor) -> None:
         """The next elements."""
@@ -75,7 +75,7 @@ class Recompressed:
 
     def tensor(self) -> CompressedTensor:
         return CompressedTensor(
-            Weight(self.frame(), tuple(self._shape), self._dtype, self._level, PIECE_BYTES)
+            Weight(self.frame(), tuple(self._shape), self._dtype, self._options.level, PIECE_BYTES)
         )
 
 
@@ -121,7 +121,9 @@ class SplitState:
             elif value.is_floating_point():
                 new = self._new.get(name)
                 if not isinstance(new, Recompressed):
-                    self._new[name] = new = Recompressed(value.dtype, value.device, self._shape, self._level)
+                    self._new[name] = new = Recompressed(
+                        value.dtype, value.device, self._shape, Options(level=self._level)
+                    )
                 new.add(value)
             else:
                 whole = self._new.setdefault(name, value.new_empty(math.prod(self._shape)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from neuzip.codec import Options
 from neuzip.errors import InvalidArgument
 from neuzip.nn import CompressedTensor
 from neuzip.nn.scratch import scratch
@@ -25,7 +26,7 @@ MIN_BYTES = 64 << 10
 def is_split(parameter: torch.Tensor) -> bool:
     """Whether a parameter is stepped through its memory, with compressed states, rather than as the tensor it is."""
     if isinstance(parameter, CompressedTensor):
-        return parameter.is_whole() and parameter.numel() > 0
+        return parameter.is_whole() and parameter.numel() > 0 and parameter.weight.takes_frames
     plain = type(parameter) in (torch.Tensor, torch.nn.Parameter) and parameter.is_floating_point()
     return plain and parameter.nbytes >= MIN_BYTES and parameter.is_contiguous()
 
@@ -142,7 +143,8 @@ class _CompressedValue:
         weight = parameter.weight
         self._weight = weight
         self._frame = weight.fetched()
-        self._new = Recompressed(weight.dtype, weight.device, parameter.shape, weight.level)
+        options = Options(level=weight.level, chunk_log2=weight.chunk_log2)
+        self._new = Recompressed(weight.dtype, weight.device, parameter.shape, options)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         out = scratch((stop - start,), self._weight.dtype, self._weight.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 from standin.driver import StandIn
 
 from neuzip.cuda import driver, trust
@@ -28,8 +27,3 @@ def standin(standin_driver: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterato
     driver.install(standin_driver)
     yield standin_driver
     driver.install(None)
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    """A tensor's bytes: what equality means."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -40,7 +40,7 @@ class Module:
 class StandIn:
     """neuzip.cuda.driver.Driver, with a record of what was asked of it.
 
-    waits: how often the host waited for the device. reason: an obstacle.
+    waits: how often the host waited for work that was not done. reason: an obstacle.
     """
 
     device_type: str = device.TYPE
@@ -114,7 +114,7 @@ class StandIn:
         return bool(event.query())
 
     def synchronize(self, event: Any) -> None:
-        self.waits += 1
+        self.waits += not event.query()
         event.synchronize()
 
     def keep(self, tensor: torch.Tensor, index: int) -> None:
