@@ -64,6 +64,9 @@ class Driver(Protocol):
     ) -> None:
         """Starts a kernel. arguments: tensors of the device, whose addresses are passed, and numpy scalars."""
 
+    def stream_handle(self, index: int) -> int:
+        """The current stream of a device, as other libraries take it: a cudaStream_t."""
+
     def pinned(self, size: int) -> torch.Tensor:
         """Host memory, uint8 (size,), that copies to and from the device without waiting."""
 

@@ -63,9 +63,12 @@ class Nvidia:
         passed = tuple(
             argument.data_ptr() if isinstance(argument, torch.Tensor) else argument for argument in arguments
         )
-        stream = torch.cuda.current_stream(index).cuda_stream
+        stream = self.stream_handle(index)
         with torch.cuda.device(index), cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream, index):
             kernel((grid,), (block,), passed, shared_mem=shared)
+
+    def stream_handle(self, index: int) -> int:
+        return int(torch.cuda.current_stream(index).cuda_stream)
 
     def pinned(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from neuzip import frame as frames
+from neuzip.cuda import nvcomp
 from neuzip.cuda.decoding import watch
 from neuzip.cuda.matvec import is_fused, multiply
 from neuzip.cuda.placed import Placed, place, placed
@@ -31,9 +32,11 @@ def decode_there(data: torch.Tensor, out: torch.Tensor, first_row: int = 0) -> N
     name = name_of(data)
     try:
         data = fetched(data, out.device)
-        parts = _lossy_parts(data)
+        parts = _parts(data)
         if parts is None:
             _read(data, out, first_row, name)
+        elif isinstance(parts, nvcomp.Held):
+            nvcomp.decode(data, parts, first_row * (out[0].nbytes // parts.width if len(out) else 0), out)
         else:
             expand_rows(parts, out, first_row, lambda part, rows, first: _read(part, rows, first, name))
     except NeuzipError as error:
@@ -85,13 +88,21 @@ def _placed_parts(data: np.ndarray[Any, Any], there: torch.Tensor) -> tuple[Part
     ]
 
 
-def _lossy_parts(data: torch.Tensor) -> Parts | None:
-    """The parts of a lossy weight's bytes; None if they are a frame."""
-    parts: Parts | None = data.__dict__.get(_PARTS)
+def remember_held(data: torch.Tensor, held: nvcomp.Held) -> None:
+    """Keeps with a weight's bytes what is known of them."""
+    setattr(data, _PARTS, held)
+
+
+def _parts(data: torch.Tensor) -> Parts | nvcomp.Held | None:
+    """What is known of a lossy weight's bytes, or of nvCOMP's; None if they are a frame."""
+    parts: Parts | nvcomp.Held | None = data.__dict__.get(_PARTS)
     if parts is None and not Placed.is_known(data):
         header = data[:HEADER_SIZE].cpu().numpy()
         if is_lossy(header):
             parts = parse_header(header, data)
+        elif header[:4].tobytes() == nvcomp.MAGIC:
+            parts = nvcomp.read_held(data)
+        if parts is not None:
             setattr(data, _PARTS, parts)
     return parts
 
@@ -101,7 +112,7 @@ def fused_linear(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The weight's bytes on x's device, and the linear layer's result if the two are multiplied without decoding."""
     name, data = name_of(data), fetched(data, x.device)
-    if _lossy_parts(data) is not None or not is_fused(data, x, *shape):
+    if _parts(data) is not None or not is_fused(data, x, *shape):
         return data, None
     y, pending = multiply(data, x, shape[0], name)
     watch.add(pending)
@@ -113,7 +124,7 @@ def embedding_there(
 ) -> torch.Tensor:
     """Rows of a weight, (…, columns), on the indices' device."""
     data, name = fetched(data, indices.device), name_of(data)
-    if _lossy_parts(data) is None:
+    if _parts(data) is None:
         flat = indices.reshape(-1).long()
         out = torch.empty((flat.numel(), shape[1]), dtype=dtype, device=indices.device)
         pending = gather_rows(data, flat, out, name)

@@ -12,6 +12,7 @@ from torch import nn
 
 from neuzip.errors import InvalidArgument
 from neuzip.nn.linear import CompressedLinear
+from neuzip.nn.nvcomp import NvcompTensor
 from neuzip.nn.tensor import CompressedTensor
 from neuzip.nn.weight import PIECE_BYTES
 
@@ -27,7 +28,8 @@ class Selection:
 
     include, exclude: shell patterns (``*.mlp.*``) of parameter names; ``include=None`` means all. min_size:
     elements.
-    level: of compression. piece_bytes: dense bytes above which a weight is used in pieces.
+    level: of compression. piece_bytes: dense bytes above which a weight is used in pieces. coder: "neuzip" or
+    "nvcomp". Raises InvalidArgument.
     """
 
     include: Sequence[str] | None = None
@@ -35,6 +37,11 @@ class Selection:
     min_size: int = MIN_SIZE
     level: str = "default"
     piece_bytes: int = PIECE_BYTES
+    coder: str = "neuzip"
+
+    def __post_init__(self) -> None:
+        if self.coder not in ("neuzip", "nvcomp"):
+            raise InvalidArgument(f"coder is 'neuzip' or 'nvcomp', not {self.coder!r}")
 
     def takes(self, name: str, parameter: torch.Tensor) -> bool:
         """Whether a parameter is to be compressed."""
@@ -45,9 +52,9 @@ class Selection:
 
     def compress(self, dense: torch.Tensor) -> nn.Parameter:
         """A compressed parameter with a dense one's value, ``requires_grad`` and attributes."""
-        packed = nn.Parameter(
-            CompressedTensor.compress(dense, self.level, self.piece_bytes), requires_grad=dense.requires_grad
-        )
+        kind = NvcompTensor if self.coder == "nvcomp" else CompressedTensor
+        held = kind.compress(dense, self.level, self.piece_bytes)
+        packed = nn.Parameter(held, requires_grad=dense.requires_grad)
         _carry_attributes(dense, packed)
         packed.grad = dense.grad
         return packed
@@ -105,6 +112,7 @@ def compress_model(
     min_size: int = MIN_SIZE,
     level: str = "default",
     piece_bytes: int = PIECE_BYTES,
+    coder: str = "neuzip",
 ) -> Model:
     """Compresses a model's float parameters in place, and returns the model.
 
@@ -113,11 +121,12 @@ def compress_model(
 
     include, exclude: shell patterns of parameter names, such as ``"*.lm_head.*"``. min_size: elements below
     which a parameter is left alone. level: ``"default"`` or ``"max"``. piece_bytes: dense bytes above which
-    a weight is decompressed in pieces.
+    a weight is decompressed in pieces. coder: ``"nvcomp"`` codes the exponents of a model that lies on a GPU with
+    nvCOMP's ANS instead; files have neuzip's frames all the same.
 
     Raises InvalidArgument for a parameter on the meta device (see ``load_model``).
     """
-    return compress_selected(model, Selection(include, tuple(exclude), min_size, level, piece_bytes))
+    return compress_selected(model, Selection(include, tuple(exclude), min_size, level, piece_bytes, coder))
 
 
 def compress_selected(model: Model, selection: Selection) -> Model:

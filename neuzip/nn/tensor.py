@@ -203,7 +203,7 @@ class CompressedTensor(Framed, torch.Tensor):
             if func in _VIEWS:
                 return _view(first, func(_geometry(first), *args[1:], **kwargs))
             if func is aten.clone.default and first.is_whole():
-                return cls(first.weight.copy())
+                return type(first)(first.weight.copy())
             if func is aten._to_copy.default and first.is_leading():
                 return _to_copy(first, **kwargs)
             if func is aten.copy_.default:
@@ -264,7 +264,9 @@ def _to_copy(
 ) -> torch.Tensor:
     """``.to()``: another device moves the frame, another float dtype is compressed anew."""
     if dtype is None or dtype == tensor.dtype:
-        return type(tensor)(tensor.weight.copy(device), tensor.shape, tensor.stride())
+        weight = tensor.weight.copy(device)
+        kind = type(tensor) if isinstance(weight, type(tensor).weight_class) else CompressedTensor
+        return kind(weight, tensor.shape, tensor.stride())
     dense = tensor.dense().to(dtype=dtype, device=device)
     if not dtype.is_floating_point:
         return dense

@@ -45,7 +45,8 @@ Device device_of(DeviceIndex index) { return Device(kKind, index < 0 ? current_d
 std::mutex memory_lock;
 std::map<void *, size_t> sizes;
 std::set<const char *> pinned;
-int64_t allocations = 0;
+int64_t reads = 0;
+thread_local bool in_fallback = false;
 
 void *take(size_t bytes, int fill) {
   void *memory = nullptr;
@@ -53,7 +54,6 @@ void *take(size_t bytes, int fill) {
   std::memset(memory, fill, bytes);
   std::lock_guard<std::mutex> guard(memory_lock);
   sizes[memory] = bytes;
-  allocations++;
   return memory;
 }
 
@@ -297,6 +297,7 @@ at::Tensor copy_from(const at::Tensor &self, const at::Tensor &to, bool non_bloc
   } else {
     if (self.device() != to.device() && !self.device().is_cpu()) run_all(current_stream(self.device().index()));
     run_all(stream);
+    reads += to.device().is_cpu() && !in_fallback;
     work();
   }
   return to;
@@ -308,13 +309,23 @@ at::Tensor copy_from_and_resize(const at::Tensor &self, const at::Tensor &to) {
 }
 
 at::Scalar local_scalar_dense(const at::Tensor &self) {
+  reads++;
   run_all(current_stream(self.device().index()));
   return on_host(self).item();
 }
 
 void record_stream(at::Tensor &, Stream) {}
 
-void on_cpu(const c10::OperatorHandle &op, torch::jit::Stack *stack) { at::native::cpu_fallback(op, stack); }
+void on_cpu(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
+  const bool before = std::exchange(in_fallback, true);
+  try {
+    at::native::cpu_fallback(op, stack);
+  } catch (...) {
+    in_fallback = before;
+    throw;
+  }
+  in_fallback = before;
+}
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("empty.memory_format", empty);
@@ -340,15 +351,6 @@ extern "C" {
 void standin_reach(int32_t device, int64_t stream) {
   run_all(Stream(Stream::UNSAFE, device_of(static_cast<DeviceIndex>(device)), stream));
 }
-// How often memory has been taken, on the device and pinned.
-int64_t standin_allocations(void) { return allocations; }
-// Bytes from an address to the end of its allocation; 0 if it is none of ours.
-int64_t standin_room(const char *address) {
-  std::lock_guard<std::mutex> guard(memory_lock);
-  auto after = sizes.upper_bound(const_cast<char *>(address));
-  if (after == sizes.begin()) return 0;
-  --after;
-  const char *end = static_cast<char *>(after->first) + after->second;
-  return address < end ? end - address : 0;
-}
+// How often the host has waited for a copy out of the device.
+int64_t standin_reads(void) { return reads; }
 }

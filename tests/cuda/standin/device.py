@@ -35,8 +35,7 @@ def load() -> ctypes.CDLL:
     torch._register_device_module(TYPE, module)
     library = ctypes.CDLL(str(path))
     library.standin_reach.argtypes = [ctypes.c_int32, ctypes.c_int64]
-    library.standin_room.argtypes = [ctypes.c_void_p]
-    library.standin_room.restype = library.standin_allocations.restype = ctypes.c_int64
+    library.standin_reads.restype = ctypes.c_int64
     return library
 
 

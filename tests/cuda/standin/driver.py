@@ -51,7 +51,7 @@ class StandIn:
     waits: int = 0
 
     def __post_init__(self) -> None:
-        self._library = device.load()
+        self.library = device.load()
         self._emulator = emulator.load()
 
     def count(self) -> int:
@@ -83,7 +83,7 @@ class StandIn:
         assert module.index == index, "a module belongs to the device that it was compiled for"
         stream = torch.accelerator.current_stream(index)
         self.launches.append(Launch(name, index, stream.stream_id, grid, block))
-        self._library.standin_reach(index, stream.stream_id)
+        self.library.standin_reach(index, stream.stream_id)
         values: list[np.generic] = []
         for argument in arguments:
             if isinstance(argument, torch.Tensor):
@@ -92,6 +92,9 @@ class StandIn:
             else:
                 values.append(argument)
         self._emulator.launch(name, grid, block, values, shared=shared, seed=len(self.launches))
+
+    def stream_handle(self, index: int) -> int:
+        return torch.accelerator.current_stream(index).stream_id
 
     def pinned(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
