@@ -21,13 +21,15 @@ RIGHT = ("ratio", "compress", "decompress")
     epilog=options.show_examples(
         "neuzip bench model.safetensors",
         "neuzip bench model.safetensors -j 1 --json > bench.json",
+        "neuzip bench --gpu model.safetensors",
     )
 )
 @options.source
+@click.option("--gpu", is_flag=True, help="Measure a CUDA device instead.")
 @options.threads
 @options.as_json
 @options.quiet
-def bench(src: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
+def bench(src: Path, gpu: bool, threads: int | None, as_json: bool, quiet: bool) -> None:
     """Compare neuzip with other codecs on SRC's tensors.
 
     The others are zstd and, where installed, ZipNN (pip install zipnn) and lmz (pip install lmzip). Each
@@ -35,7 +37,16 @@ def bench(src: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
     output is compared byte for byte. Speeds are of original bytes. Rows from and to files include reading,
     writing and file checksums. SRC is a file with tensors of any kind,
     compressed or not.
+
+    With --gpu, of a safetensors file: decoding and encoding on the GPU, compressed tensors to it against plain ones, products with
+    compressed matrices against cuBLAS, nvCOMP and, where installed, DFloat11 (pip install dfloat11); the
+    table can be pasted. Exits with 1 if there is no GPU that passed its self-test.
     """
+    if gpu:
+        from neuzip.cli.gpu_bench import bench_gpu
+
+        bench_gpu(src, as_json)
+        return
     from neuzip.cli.comparison import compare
     from neuzip.errors import CorruptFrame
 

@@ -49,25 +49,31 @@ class StandIn:
     compiled: list[tuple[str, int]] = field(default_factory=list)
     kept: list[tuple[int, int]] = field(default_factory=list)
     waits: int = 0
+    devices: int = device.COUNT
+    kernels: Path | None = None
+    """The emulator's library, if it is built already."""
 
     def __post_init__(self) -> None:
         self.library = device.load()
-        self._emulator = emulator.load()
+        if self.kernels is None:
+            self.kernels = emulator.build() / "cuda_emulator.so"
+        self._emulator = emulator.Emulator(self.kernels)
 
     def count(self) -> int:
-        return device.COUNT
+        return self.devices
 
     def current_index(self) -> int:
         return torch.accelerator.current_device_index()
 
     def obstacle(self, index: int) -> str | None:
-        return self.reason if index < device.COUNT else f"there is no device {index}"
+        return self.reason if index < self.devices else f"there is no device {index}"
 
     def gpu(self, index: int) -> Gpu:
         return Gpu("Stand-in", (9, 0), f"uuid {index}", "emulator", 2)
 
     def self_test_command(self, index: int) -> list[str]:
-        return [sys.executable, "-P", str(Path(__file__).with_name("self_test.py")), str(index)]
+        script = Path(__file__).with_name("self_test.py")
+        return [sys.executable, "-P", str(script), str(index), str(self.kernels)]
 
     def compile(self, source: str, include: str, index: int) -> Any:
         self.compiled.append((source, index))

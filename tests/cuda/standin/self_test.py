@@ -1,4 +1,4 @@
-"""The self-test of a stand-in device, as neuzip.cuda.self_test is that of a GPU: ``python self_test.py INDEX``."""
+"""The self-test of a stand-in device, as neuzip.cuda.self_test is that of a GPU: ``python self_test.py INDEX LIBRARY``."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from standin.driver import StandIn  # noqa: E402
 
 from neuzip.cuda import driver, self_test  # noqa: E402
 
-driver.install(StandIn())
+driver.install(StandIn(kernels=Path(sys.argv[2])))
 self_test.main(int(sys.argv[1]))
