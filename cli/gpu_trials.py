@@ -103,12 +103,16 @@ class Trials:
 
     def _transfer(self) -> Iterator[Row]:
         coded = encode_many(self.items, Options())
-        chosen = [(frame, tensor) for frame, tensor in zip(coded, self.there, strict=True) if placed(frame).is_coded]
+        chosen = [
+            (frame, tensor) for frame, tensor in zip(coded, self.there, strict=True) if placed(frame).is_coded
+        ]
         plain = [_pinned(tensor) for _, tensor in chosen]
         packed = [_pinned(frame) for frame, _ in chosen]
         size = sum(tensor.nbytes for _, tensor in chosen)
         outs = [torch.empty_like(tensor) for _, tensor in chosen]
-        seconds = self._measure(lambda: [out.copy_(host, non_blocking=True) for out, host in zip(outs, plain, strict=True)])
+        seconds = self._measure(
+            lambda: [out.copy_(host, non_blocking=True) for out, host in zip(outs, plain, strict=True)]
+        )
         yield Row("host to GPU", "plain copy", size, seconds)
 
         def send() -> None:
@@ -126,7 +130,9 @@ class Trials:
         matrices = [
             tensor
             for tensor in self.there
-            if tensor.dim() == 2 and tensor.dtype in (torch.bfloat16, torch.float16) and tensor.shape[1] % 4 == 0
+            if tensor.dim() == 2
+            and tensor.dtype in (torch.bfloat16, torch.float16)
+            and tensor.shape[1] % 4 == 0
         ]
         if not matrices:
             yield "products: no matrix of bf16 or fp16 with columns in fours"
@@ -148,7 +154,11 @@ class Trials:
             yield Row(what, "multiply while decoding", matrix.nbytes, seconds, plain)
 
     def _nvcomp(self) -> Iterator[Row | str]:
-        tensors = [(tensor, dtype.layout.width) for tensor, dtype, _ in self.items if dtype.layout.planes and len(tensor)]
+        tensors = [
+            (tensor, dtype.layout.width)
+            for tensor, dtype, _ in self.items
+            if dtype.layout.planes and len(tensor)
+        ]
         size = sum(tensor.nbytes for tensor, _ in tensors)
         try:
             coded = [nvcomp.encode(tensor, width) for tensor, width in tensors]

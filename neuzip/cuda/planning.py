@@ -46,7 +46,9 @@ def _make_tables(originals: Sequence[Original], options: Options) -> list[bytes]
     level = LEVELS.index(options.level)
     segments = [_native.plan_segments(each.layout.id, options.chunk_log2, each.units) for each in originals]
     records = [
-        _segment_records(each, rows, level) for each, rows in zip(originals, segments, strict=True) if len(rows)
+        _segment_records(each, rows, level)
+        for each, rows in zip(originals, segments, strict=True)
+        if len(rows)
     ]
     counts = _count(np.concatenate(records), originals[0].data.device) if records else np.empty(0, np.uint32)
     tables, at = [], 0
@@ -58,7 +60,9 @@ def _make_tables(originals: Sequence[Original], options: Options) -> list[bytes]
     return tables
 
 
-def _segment_records(original: Original, rows: np.ndarray[tuple[int, int], np.dtype[np.uint64]], level: int) -> Records:
+def _segment_records(
+    original: Original, rows: np.ndarray[tuple[int, int], np.dtype[np.uint64]], level: int
+) -> Records:
     records = np.zeros(len(rows), SEGMENT)
     width = original.layout.width
     records["units"] = original.data.data_ptr() + rows[:, 0] * np.uint64(width)

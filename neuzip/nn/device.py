@@ -15,7 +15,7 @@ from neuzip import frame as frames
 from neuzip.cuda import nvcomp
 from neuzip.cuda.decoding import watch
 from neuzip.cuda.matvec import is_fused, multiply
-from neuzip.cuda.placed import Placed, place, placed
+from neuzip.cuda.placed import Placed, place
 from neuzip.cuda.prefetch import prefetcher
 from neuzip.cuda.rows import decode_rows, gather_rows
 from neuzip.errors import NeuzipError
@@ -51,11 +51,8 @@ def fetched(data: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A weight's bytes on a device. Those of the host are copied ahead of time if their owner is known."""
     if data.device == device:
         return data
-    owner = owner_of(data)
-    if owner is None or not data.is_pinned():
-        there = data.to(device)
-    else:
-        there = prefetcher(device).fetch(owner, data)
+    owner = owner_of(data) if data.is_pinned() else None
+    there = data.to(device) if owner is None else prefetcher(device).fetch(owner, data)
     if data.device.type == "cpu":
         _remember(data, there)
     return there

@@ -123,7 +123,10 @@ def check_lossy(data: np.ndarray[Any, Any], dtype: torch.dtype, shape: tuple[int
     """Raises InvalidArgument unless lossy bytes hold this dtype and shape; CorruptFrame, TruncatedInput."""
     parts = parse(data)
     blocks = -(-int(np.prod(shape, dtype=np.int64)) // parts.precision.block_size)
-    expected = ((parts.scales, dtype_of(dtype), (blocks,)), (parts.codes, dtype_of(torch.uint8), tuple(shape)))
+    expected = (
+        (parts.scales, dtype_of(dtype), (blocks,)),
+        (parts.codes, dtype_of(torch.uint8), tuple(shape)),
+    )
     for part, row, extents in expected:
         header = frame.read_header(part, whole=True)
         if header.dtype is not row or tuple(header.shape) != extents:

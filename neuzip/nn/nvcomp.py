@@ -28,7 +28,9 @@ class NvcompWeight(Weight):
     ) -> NvcompWeight:
         """Compresses a dense tensor that lies on a GPU. Raises InvalidArgument elsewhere, and without nvCOMP."""
         if not works_on(dense.device):
-            raise InvalidArgument(f"nvCOMP codes what lies on a GPU that passed its self-test, not on {dense.device}")
+            raise InvalidArgument(
+                f"nvCOMP codes what lies on a GPU that passed its self-test, not on {dense.device}"
+            )
         from neuzip.cuda.nvcomp import encode
         from neuzip.nn.device import remember_held
 

@@ -20,6 +20,7 @@ from neuzip.torch import works_on
 if TYPE_CHECKING:
     from neuzip.nn.tensor import CompressedTensor
 
+
 def pieces(shape: Sequence[int], dtype: torch.dtype, piece_bytes: int) -> Iterator[tuple[int, int]]:
     """Row ranges of at most ``piece_bytes`` dense bytes (but at least one row) that cover a weight."""
     row = torch.Size(shape[1:]).numel() * dtype.itemsize

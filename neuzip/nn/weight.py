@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from weakref import ref
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -93,13 +93,22 @@ class Weight:
     """The compressed value that a :class:`CompressedTensor` and all its views share.
 
     frame: uint8 (frame_size,); replaced as a whole when the value changes. shape and dtype are the dense
-    tensor's.
-    level: of compression. piece_bytes: dense bytes above which the weight is used in pieces. name: of the
-    parameter, for errors; None if it is not known. chunk_log2: elements of a chunk, for new values. target: the device that the weight is used on, if its bytes stay in
-    pinned host memory instead.
+    tensor's. level: of compression. piece_bytes: dense bytes above which the weight is used in pieces. chunk_log2:
+    elements of a chunk, for new values. name: of the parameter, for errors; None if it is not known. target: the
+    device that the weight is used on, if its bytes stay in pinned host memory.
     """
 
-    __slots__ = ("__weakref__", "_frame", "chunk_log2", "dtype", "level", "name", "piece_bytes", "shape", "target")
+    __slots__ = (
+        "__weakref__",
+        "_frame",
+        "chunk_log2",
+        "dtype",
+        "level",
+        "name",
+        "piece_bytes",
+        "shape",
+        "target",
+    )
 
     takes_frames = True
     """Whether a frame (spec §5) may be the weight's bytes."""

@@ -79,9 +79,7 @@ class Recompressed:
         )
 
 
-def _encoder(
-    dtype: DType, shape: torch.Size, options: Options, device: torch.device
-) -> PiecewiseEncoder:
+def _encoder(dtype: DType, shape: torch.Size, options: Options, device: torch.device) -> PiecewiseEncoder:
     """One for pieces of a device."""
     if not works_on(device):
         return PiecewiseEncoder(dtype, shape, options)

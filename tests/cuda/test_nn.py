@@ -223,7 +223,9 @@ def test_offloaded(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {stream for _, stream in standin.kept} == {0}, "used on the current stream"
     sent: list[torch.Tensor] = []
     send = prefetch.Prefetcher._send
-    monkeypatch.setattr(prefetch.Prefetcher, "_send", lambda self, host: sent.append(host) or send(self, host))
+    monkeypatch.setattr(
+        prefetch.Prefetcher, "_send", lambda self, host: sent.append(host) or send(self, host)
+    )
     standin.kept.clear()
     standin.waits, before = 0, reached(standin)
     packed(ids).float().pow(2).mean().backward()

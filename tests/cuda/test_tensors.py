@@ -64,7 +64,15 @@ def test_a_tensor_of_the_device(case: str, level: str, standin: StandIn) -> None
     assert neuzip_torch.decompress(held, out) is out and bits(out) == bits(tensor)
     if case in ("bf16", "fp16", "fp32", "fp64", "fp8", "complex", "noise"):
         names = {launch.kernel.rsplit("_w", 1)[0] for launch in standin.launches}
-        assert names == {"nz_sample", "nz_checksum", "nz_encode", "nz_place", "nz_compact", "nz_decode", "nz_verify"}
+        assert names == {
+            "nz_sample",
+            "nz_checksum",
+            "nz_encode",
+            "nz_place",
+            "nz_compact",
+            "nz_decode",
+            "nz_verify",
+        }
     assert all(launch.index == 1 for launch in standin.launches)
 
 
@@ -79,17 +87,23 @@ def test_many_tensors_in_batches(standin: StandIn, monkeypatch: pytest.MonkeyPat
     """Of several widths, in slots for a few chunks only, so that a tensor is encoded in several goes."""
     options = Options(chunk_log2=10, level="max")
     monkeypatch.setattr(packing, "SLOT_BYTES", 3 * packing.slot_bytes(2, 10))
-    tensors = [weights(count, dtype, count) for count in (5000, 1500) for dtype in (torch.bfloat16, torch.float32)]
+    tensors = [
+        weights(count, dtype, count) for count in (5000, 1500) for dtype in (torch.bfloat16, torch.float32)
+    ]
     tensors.append(torch.arange(700))
     items = [(each, dtype_of(each.dtype), each.shape) for each in tensors]
-    expected = [neuzip_torch.frames.encode(memory(each), dtype, shape, options) for each, dtype, shape in items]
+    expected = [
+        neuzip_torch.frames.encode(memory(each), dtype, shape, options) for each, dtype, shape in items
+    ]
     found = encode_many([(each.to("standin"), dtype, shape) for each, dtype, shape in items], options)
     assert [bits(frame) for frame in found] == expected
     assert sum(launch.kernel.startswith("nz_encode") for launch in standin.launches) > 4
 
 
 def test_pieces(standin: StandIn) -> None:
-    tensor = torch.cat([weights(3 * CHUNK, torch.bfloat16), noise(2 * CHUNK, torch.bfloat16), weights(77, torch.bfloat16)])
+    tensor = torch.cat(
+        [weights(3 * CHUNK, torch.bfloat16), noise(2 * CHUNK, torch.bfloat16), weights(77, torch.bfloat16)]
+    )
     dtype, options = dtype_of(tensor.dtype), Options(chunk_log2=10)
     ours = DeviceEncoder(dtype, tensor.shape, options, torch.device("standin", 0))
     theirs = PiecewiseEncoder(dtype, tensor.shape, options)

@@ -1,9 +1,11 @@
-// A device for torch whose memory is the host's: what tests run in the place of a GPU (driver.py beside this).
+// A device for torch whose memory is the host's: what tests run in the place of a GPU (driver.py beside
+// this).
 //
-// torch takes it for a device of its own kind, "privateuse1", of which there are two, with streams and events.
-// Operators run on the CPU, on copies. As with CUDA, a copy between the device and pinned memory that need not
-// block lands only when its stream gets that far: it waits in the stream's queue until something behind it in
-// the stream, or the host, asks for it. Memory is poisoned when it is taken and when it is given back.
+// torch takes it for a device of its own kind, "privateuse1", of which there are two, with streams and
+// events. Operators run on the CPU, on copies. As with CUDA, a copy between the device and pinned memory that
+// need not block lands only when its stream gets that far: it waits in the stream's queue until something
+// behind it in the stream, or the host, asks for it. Memory is poisoned when it is taken and when it is given
+// back.
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/native/CPUFallback.h>
@@ -204,12 +206,15 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   DeviceIndex deviceCount() const override { return kDevices; }
   void setCurrentDevice(DeviceIndex index) const override { current_device = index; }
   DeviceIndex getCurrentDevice() const override { return current_device; }
-  DeviceIndex exchangeDevice(DeviceIndex index) const override { return std::exchange(current_device, index); }
+  DeviceIndex exchangeDevice(DeviceIndex index) const override {
+    return std::exchange(current_device, index);
+  }
   DeviceIndex maybeExchangeDevice(DeviceIndex index) const override { return exchangeDevice(index); }
   bool isPinnedPtr(const void *address) const override { return is_pinned(address); }
   at::Allocator *getPinnedMemoryAllocator() const override { return &pinned_memory; }
   void resizePrivateUse1Bytes(const c10::Storage &storage, size_t bytes) const override {
-    c10::DataPtr fresh = bytes ? storage.allocator()->allocate(bytes) : c10::DataPtr(nullptr, storage.device());
+    c10::DataPtr fresh =
+        bytes ? storage.allocator()->allocate(bytes) : c10::DataPtr(nullptr, storage.device());
     if (bytes) std::memcpy(fresh.get(), storage.data(), std::min(bytes, storage.nbytes()));
     storage.set_data_ptr_noswap(std::move(fresh));
     storage.unsafeGetStorageImpl()->set_nbytes(bytes);
@@ -263,7 +268,8 @@ at::Tensor view(const at::Tensor &self, c10::SymIntArrayRef size) {
 const at::Tensor &resize_(const at::Tensor &self, c10::SymIntArrayRef size, std::optional<at::MemoryFormat>) {
   const auto sizes = C10_AS_INTARRAYREF_SLOW(size);
   at::TensorImpl *impl = self.unsafeGetTensorImpl();
-  const size_t bytes = static_cast<size_t>(c10::multiply_integers(sizes) + self.storage_offset()) * self.itemsize();
+  const size_t bytes =
+      static_cast<size_t>(c10::multiply_integers(sizes) + self.storage_offset()) * self.itemsize();
   if (bytes > self.storage().nbytes()) {
     const c10::DeviceGuard guard(self.device());
     at::detail::getPrivateUse1Hooks().resizePrivateUse1Bytes(self.storage(), bytes);
@@ -275,8 +281,8 @@ const at::Tensor &resize_(const at::Tensor &self, c10::SymIntArrayRef size, std:
 at::Tensor &set_(at::Tensor &self, at::Storage storage, c10::SymInt offset, c10::SymIntArrayRef size,
                  c10::SymIntArrayRef stride) {
   self.unsafeGetTensorImpl()->set_storage_keep_dtype(std::move(storage));
-  self.unsafeGetTensorImpl()->set_sizes_and_strides(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride),
-                                                    offset.guard_int(__FILE__, __LINE__));
+  self.unsafeGetTensorImpl()->set_sizes_and_strides(
+      C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), offset.guard_int(__FILE__, __LINE__));
   return self;
 }
 
@@ -295,7 +301,8 @@ at::Tensor copy_from(const at::Tensor &self, const at::Tensor &to, bool non_bloc
   if (crosses && non_blocking && is_pinned(host.data_ptr())) {
     give_work(stream, std::move(work));
   } else {
-    if (self.device() != to.device() && !self.device().is_cpu()) run_all(current_stream(self.device().index()));
+    if (self.device() != to.device() && !self.device().is_cpu())
+      run_all(current_stream(self.device().index()));
     run_all(stream);
     reads += to.device().is_cpu() && !in_fallback;
     work();

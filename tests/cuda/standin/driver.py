@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import emulator
 import numpy as np
 import torch
-import emulator
 
 from neuzip.cuda.driver import Gpu
 from standin import device

@@ -1,4 +1,4 @@
-"""The self-test of a stand-in device, as neuzip.cuda.self_test is that of a GPU: ``python self_test.py INDEX LIBRARY``."""
+"""neuzip.cuda.self_test for a stand-in device: ``python self_test.py INDEX LIBRARY``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-from standin.driver import StandIn  # noqa: E402
-
 from neuzip.cuda import driver, self_test  # noqa: E402
+from standin.driver import StandIn  # noqa: E402
 
 driver.install(StandIn(kernels=Path(sys.argv[2])))
 self_test.main(int(sys.argv[1]))
