@@ -38,9 +38,9 @@ def bench(src: Path, gpu: bool, threads: int | None, as_json: bool, quiet: bool)
     writing and file checksums. SRC is a file with tensors of any kind,
     compressed or not.
 
-    With --gpu, of a safetensors file: decoding and encoding on the GPU, compressed tensors to it against plain ones, products with
-    compressed matrices against cuBLAS, nvCOMP and, where installed, DFloat11 (pip install dfloat11); the
-    table can be pasted. Exits with 1 if there is no GPU that passed its self-test.
+    With --gpu, of a safetensors file: decoding and encoding on the GPU, compressed tensors to it against
+    plain ones, products with compressed matrices against cuBLAS, nvCOMP and, where installed, DFloat11
+    (pip install dfloat11); the table can be pasted. Exits with 1 if there is no GPU that passed its self-test.
     """
     if gpu:
         from neuzip.cli.gpu_bench import bench_gpu

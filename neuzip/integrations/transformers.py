@@ -85,7 +85,7 @@ class NeuzipConfig(QuantizationConfigMixin):
             self.min_size,
             self.level,
             self.piece_bytes,
-            tuple(self.modules_to_not_convert or ()),
+            skipped_modules=tuple(self.modules_to_not_convert or ()),
         )
 
 

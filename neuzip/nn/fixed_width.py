@@ -17,7 +17,7 @@ from neuzip.nn.fixed_width_code import encode_fixed_width
 from neuzip.nn.frozen import FrozenTensor
 from neuzip.nn.model import MIN_SIZE, Model, Selection, parameter_at, parameter_places, put
 from neuzip.nn.tensor import CompressedTensor
-from neuzip.nn.weight import PIECE_BYTES, Weight, encode
+from neuzip.nn.weight import CHUNK_LOG2, PIECE_BYTES, Weight, encode
 
 
 class FixedWidthWeight(Weight):
@@ -27,14 +27,27 @@ class FixedWidthWeight(Weight):
 
     @classmethod
     def of(
-        cls, dense: torch.Tensor, level: str = "default", piece_bytes: int = PIECE_BYTES
+        cls,
+        dense: torch.Tensor,
+        level: str = "default",
+        piece_bytes: int = PIECE_BYTES,
+        chunk_log2: int = CHUNK_LOG2,
     ) -> FixedWidthWeight:
-        """Converts a dense tensor of any strides, on any device; other dtypes than bf16 become frames."""
-        contiguous = dense.detach().contiguous().cpu()
-        code = encode_fixed_width(contiguous) if dense.dtype == torch.bfloat16 else None
+        """Converts a dense tensor of any strides; other dtypes than bf16, and other devices, have frames."""
+        contiguous = dense.detach().contiguous()
+        coded = dense.dtype == torch.bfloat16 and dense.device.type == "cpu"
+        code = encode_fixed_width(contiguous) if coded else None
         if code is None:
-            code = encode(contiguous, Options(level=level))
-        return cls(code.to(dense.device), tuple(dense.shape), dense.dtype, level, piece_bytes)
+            code = encode(contiguous, Options(level=level, chunk_log2=chunk_log2))
+        return cls(code, tuple(dense.shape), dense.dtype, level, piece_bytes, chunk_log2)
+
+    def copy(self, device: Any = None) -> Weight:
+        if device is None or torch.device(device).type == self.device.type:
+            return super().copy(device)
+        return self.like(self.dense().to(device))
+
+    def offloaded(self, target: torch.device) -> Weight:
+        return Weight.of(self.dense(), self.level, self.piece_bytes).offloaded(target)
 
     def shares_form(self, other: Weight) -> bool:
         return type(other) is FixedWidthWeight and self.dtype == other.dtype

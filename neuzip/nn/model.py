@@ -161,7 +161,8 @@ def offload_model(model: Model, device: str | torch.device = "cuda") -> Model:
         parameter = parameter_at(places)
         if isinstance(parameter, CompressedTensor):
             held = parameter.weight.offloaded(target)
-            new = nn.Parameter(type(parameter)(held), requires_grad=parameter.requires_grad)
+            kind = type(parameter) if isinstance(held, type(parameter).weight_class) else CompressedTensor
+            new = nn.Parameter(kind(held), requires_grad=parameter.requires_grad)
             _carry_attributes(parameter, new)
             new.grad = None if parameter.grad is None else parameter.grad.to(target)
             put(places, new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
@@ -49,9 +50,9 @@ def decode(
 ) -> torch.Tensor:
     """Decodes rows ``first_row`` … of a frame into ``out``, a contiguous tensor of as many rows, and returns it.
 
-    frame_bytes: uint8 (frame_size,), or the bytes of a lossy or fixed-width weight, on ``out``'s device or on the CPU. ``out`` has the
-    frame's dtype and, but for the first, its dimensions. A GPU that neuzip.cuda trusts decodes into its own
-    memory, and nobody waits for it: see neuzip.cuda.check.
+    frame_bytes: uint8 (frame_size,), or the bytes of a lossy or fixed-width weight, on ``out``'s device or on the CPU.
+    ``out`` has the frame's dtype and, but for the first, its dimensions. A GPU that neuzip.cuda trusts decodes into its
+    own memory, and nobody waits for it: see neuzip.cuda.check.
     Raises CorruptFrame, TruncatedInput.
     """
     if works_on(out.device):
@@ -62,16 +63,18 @@ def decode(
         out.copy_(decode(frame_bytes.cpu(), scratch(out.shape, out.dtype), options, first_row))
     else:
         host = frame_bytes.cpu()
-        data = memory(host)
-        if is_fixed_width(host):
-            read = decode_fixed_width_rows
-        else:
-            read = decode_lossy_rows if is_lossy(data) else decode_rows
         try:
-            read(data, out, options, first_row)
+            _reader(host)(memory(host), out, options, first_row)
         except NeuzipError as error:
             raise error.at(tensor=name_of(frame_bytes)) from None
     return out
+
+
+def _reader(host: torch.Tensor) -> Callable[[Any, torch.Tensor, Options | None, int], None]:
+    """What decodes rows of bytes of their form."""
+    if is_fixed_width(host):
+        return decode_fixed_width_rows
+    return decode_lossy_rows if is_lossy(memory(host)) else decode_rows
 
 
 _OWNER = "_neuzip_owner"

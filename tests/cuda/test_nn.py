@@ -21,6 +21,7 @@ from neuzip.cuda import matvec, prefetch
 from neuzip.nn import (
     CompressedTensor,
     compress_model,
+    compress_model_fixed_width,
     compress_model_lossy,
     decompress_model,
     load_model,
@@ -172,6 +173,15 @@ def test_lossy(standin: StandIn) -> None:
     expected = bits(packed(IDS).detach())
     packed = packed.to("standin")
     assert bits(packed(IDS.to("standin"))) == expected
+
+
+def test_fixed_width(standin: StandIn) -> None:
+    """Codes of a fixed width are the CPU's; a device, or what is offloaded from one, has frames."""
+    packed = compress_model_fixed_width(model())
+    expected = bits(packed(IDS).detach())
+    there = copy.deepcopy(packed).to("standin")
+    assert bits(there(IDS.to("standin"))) == expected
+    assert bits(offload_model(packed, "standin")(IDS.to("standin"))) == expected
 
 
 def test_embedding_of_many_chunks(standin: StandIn) -> None:
