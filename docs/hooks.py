@@ -24,6 +24,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "bench/results": "benchmarks.md",
+    "docs/kernels.md": "kernels.md",
 }
 
 

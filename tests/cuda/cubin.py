@@ -62,12 +62,21 @@ def _nvrtc_path() -> Path:
     return found[0]
 
 
+def _includes(source: Path) -> list[Path]:
+    """A source and all that it includes."""
+    found = [source]
+    for path in found:  # grows
+        names = re.findall(r'^#include "([\w.]+)"', path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        found += [SOURCES / name for name in names if SOURCES / name not in found]
+    return found
+
+
 def _kept(source: Path, architecture: str) -> Compiled:
     """As ``nvrtc``, but for what build/cubin has of the same sources by the same compiler."""
     state = hashlib.sha256(
         f"{_nvrtc_path()} {_nvrtc_path().stat().st_size} {source.name} {architecture}".encode()
     )
-    for path in sorted(SOURCES.glob("*.*")):
+    for path in _includes(source):
         state.update(path.read_bytes())
     directory = ROOT / "build" / "cubin"
     cubin, log = (directory / f"{state.hexdigest()[:32]}.{ending}" for ending in ("cubin", "log"))
