@@ -15,6 +15,7 @@ from neuzip.codec import Coding, EncodeRun, Options, Plan, encode_runs, make_pla
 from neuzip.errors import InvalidArgument
 from neuzip.frame import header_bytes
 from neuzip.layouts import DType, Layout
+from neuzip.pages import in_pages, pages
 
 # The kinds and sizes of a table blob's parts (spec §5).
 _RANK = 1
@@ -30,14 +31,23 @@ class PiecewiseEncoder:
 
     Every piece is planned on its own. The frame decodes to the same bytes as :func:`neuzip.frame.encode`'s,
     but its tables, and so its own bytes, may differ.
+
+    allocate: where a piece is encoded to, ``size`` bytes that are free again when ``add`` returns.
     """
 
-    def __init__(self, dtype: DType, shape: Sequence[int], options: Options | None = None) -> None:
+    def __init__(
+        self,
+        dtype: DType,
+        shape: Sequence[int],
+        options: Options | None = None,
+        allocate: Callable[[int], Bytes] = pages,
+    ) -> None:
         self._dtype, self._shape, self._options = dtype, tuple(shape), options or Options()
         size = dtype.nbytes(shape)
         if size is None:
             raise InvalidArgument(f"shape {tuple(shape)} of {dtype.name} does not fill whole bytes")
         self._size = size
+        self._allocate = allocate
         self._plan: Plan | None = None
         self._tables = _Tables()
         self._taken = 0
@@ -86,15 +96,15 @@ class PiecewiseEncoder:
 
     def _encode(self, data: Any, plan: Plan) -> tuple[Any, Words]:
         """Chunks one behind the other, and their index."""
-        buffer = np.empty(plan.capacity, np.uint8)
+        buffer = self._allocate(plan.capacity)
         index = np.empty(2 * plan.chunk_count, np.uint32)
         run = EncodeRun(plan, data, buffer.ctypes.data, index)
         encode_runs([run], self._options)
-        return buffer[: run.written].copy(), index
+        return in_pages(buffer[: run.written]), index
 
     def _join(self, header: bytearray) -> Any:
         size = len(header) + sum(map(len, self._chunks))
-        frame = np.empty(-(-size // 8) * 8, np.uint8)
+        frame = pages(-(-size // 8) * 8)
         frame[: len(header)] = header
         frame[size:] = 0
         at = len(header)

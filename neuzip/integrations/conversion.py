@@ -19,7 +19,7 @@ from neuzip import frame as frames
 from neuzip.errors import NeuzipError
 from neuzip.nn.model import Selection
 from neuzip.nn.tensor import CompressedTensor
-from neuzip.nn.weight import PIECE_BYTES, Weight
+from neuzip.nn.weight import PIECE_BYTES, Weight, copied
 from neuzip.torch import decompress, memory, native_shape
 
 
@@ -52,7 +52,7 @@ def framed_weight(frame: torch.Tensor, piece_bytes: int = PIECE_BYTES) -> Weight
     if dtype is None or not dtype.is_floating_point:
         return None
     level = "max" if header.level else "default"
-    return Weight(frame.clone(), native_shape(header.dtype, header.shape), dtype, level, piece_bytes)
+    return Weight(copied(frame), native_shape(header.dtype, header.shape), dtype, level, piece_bytes)
 
 
 def decoded(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -8,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,7 +16,7 @@ from neuzip.container import Container
 from neuzip.errors import InvalidArgument, StorageError
 from neuzip.nn.model import Model, Place, Selection, parameter_at, parameter_places, put
 from neuzip.nn.tensor import CompressedTensor
-from neuzip.nn.weight import Weight
+from neuzip.nn.weight import Weight, own
 from neuzip.reader import import_framework, read_tensors
 from neuzip.torch import native_shape
 
@@ -91,9 +90,8 @@ def compressed_weight(container: Container, name: str, **options: Any) -> Weight
     dtype = getattr(torch, header.dtype.torch or "", None)
     if dtype is None or not dtype.is_floating_point:
         return None
-    frame = torch.from_numpy(np.frombuffer(container.data(name), np.uint8).copy())
     level = "max" if header.level else "default"
-    return Weight(frame, native_shape(header.dtype, header.shape), dtype, level, **options)
+    return Weight(own(container.data(name)), native_shape(header.dtype, header.shape), dtype, level, **options)
 
 
 def _parameter(container: Container, name: str, selection: Selection, device: Any) -> nn.Parameter:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from neuzip._native import trim_heap
 from neuzip.errors import InvalidArgument
 from neuzip.nn.linear import CompressedLinear
 from neuzip.nn.nvcomp import NvcompTensor
@@ -141,6 +142,7 @@ def compress_selected(model: Model, selection: Selection) -> Model:
             places[0].name, parameter_at(places)
         ):
             put(places, selection.compress(parameter_at(places)))
+    trim_heap()
     return model
 
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from neuzip.errors import InvalidArgument
 from neuzip.nn.ops import linear
 from neuzip.nn.sharding import post_all_gather, pre_all_gather
-from neuzip.nn.weight import PIECE_BYTES, Weight
+from neuzip.nn.weight import PIECE_BYTES, Weight, copied
 from neuzip.torch import Framed
 
 aten = torch.ops.aten
@@ -291,7 +291,7 @@ def _copy_into(target: CompressedTensor, source: torch.Tensor) -> CompressedTens
     elif isinstance(source, CompressedTensor) and source.is_whole() and weight.shares_form(source.weight):
         if tuple(source.shape) != weight.shape:
             raise InvalidArgument(f"a weight of shape {weight.shape} cannot take {tuple(source.shape)}")
-        weight.take(source.weight.frame.clone())
+        weight.take(copied(source.weight.frame))
     else:
         weight.assign(_dense_of(source).to(weight.device).expand(weight.shape))
     return target

@@ -17,6 +17,7 @@ from neuzip.nn.fixed_width_code import decode_fixed_width_rows, is_fixed_width
 from neuzip.nn.lossy_code import decode_lossy_rows, is_lossy
 from neuzip.nn.rows import decode_rows
 from neuzip.nn.scratch import scratch
+from neuzip.pages import in_pages
 from neuzip.torch import dtype_of, memory, native_shape, works_on
 
 PIECE_BYTES = 256 << 20
@@ -41,8 +42,12 @@ def encode(dense: torch.Tensor, options: Options | None = None) -> torch.Tensor:
     if dense.device.type != "cpu":
         return encode(dense.cpu(), options).to(dense.device)
     encoded = frame.encode(memory(dense.detach()), dtype, dense.shape, options)
-    # A copy, because a tensor must own memory that may be written.
-    return torch.from_numpy(np.frombuffer(encoded, np.uint8).copy())
+    return own(encoded)
+
+
+def own(frame_bytes: Any) -> torch.Tensor:
+    """A copy of a frame, any buffer, as a CPU tensor, uint8 (frame_size,), that may live long (neuzip/pages.py)."""
+    return torch.from_numpy(in_pages(np.frombuffer(frame_bytes, np.uint8)))
 
 
 def decode(
@@ -90,6 +95,14 @@ def name_of(frame_bytes: torch.Tensor) -> str | None:
     """The name of the parameter whose bytes these are, if it is known."""
     owner = owner_of(frame_bytes)
     return None if owner is None else owner.name
+
+
+def copied(frame_bytes: torch.Tensor, device: Any = None) -> torch.Tensor:
+    """An independent copy of a frame, uint8 (frame_size,), on ``device`` if given."""
+    target = frame_bytes.device if device is None else torch.device(device)
+    if frame_bytes.device.type == target.type == "cpu":
+        return own(memory(frame_bytes))
+    return frame_bytes.to(target, copy=True)
 
 
 class Weight:
@@ -246,8 +259,8 @@ class Weight:
     def copy(self, device: Any = None) -> Weight:
         """An independent weight of the same bytes, on ``device`` if given."""
         if device is not None:
-            return self.with_frame(self.frame.to(device, copy=True))
-        new = self.with_frame(self.frame.clone())
+            return self.with_frame(copied(self.frame, device))
+        new = self.with_frame(copied(self.frame))
         if self.target is not None:
             new.target, new.frame = self.target, new.frame.pin_memory()
         return new

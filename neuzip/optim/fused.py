@@ -21,8 +21,8 @@ from neuzip.optim.elementwise import Traits, check_closure, try_out
 from neuzip.optim.state import State, hold
 from neuzip.optim.stepper import Stepper, is_split, piece_size
 
-PIECE_BYTES = 16 << 20
-"""Dense bytes of a weight that are stepped at a time: temporaries are a few times that."""
+PIECE_BYTES = 4 << 20
+"""Dense bytes of a weight that are stepped at a time: temporaries are a few times that. Below, calls begin to cost."""
 
 _TWICE = (
     "its gradient came again before opt.step(), but it has been stepped with the first. Run all but the last backward "

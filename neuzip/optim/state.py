@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from neuzip._native import Bytes
 from neuzip.codec import Options
 from neuzip.layouts import DType
 from neuzip.nn import CompressedTensor
 from neuzip.nn.weight import PIECE_BYTES, Weight, decode
+from neuzip.pages import pages
 from neuzip.piecewise import PiecewiseEncoder
 from neuzip.torch import dtype_of, memory, works_on
 
@@ -50,8 +52,12 @@ class Buffers:
         size = count * dtype.itemsize
         held = self._held.get(name)
         if held is None or held.numel() < size:
-            self._held[name] = held = torch.empty(size, dtype=torch.uint8)
+            self._held[name] = held = torch.from_numpy(pages(size))
         return held[:size].view(dtype)
+
+    def take_bytes(self, size: int) -> Bytes:
+        """``size`` bytes for what is encoded; the same memory as the last."""
+        return memory(self.take(None, size, torch.uint8))
 
     def clear(self) -> None:
         self._held.clear()
@@ -60,9 +66,11 @@ class Buffers:
 class Recompressed:
     """A compressed tensor's new value, given piece by piece."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, shape: torch.Size, options: Options) -> None:
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, shape: torch.Size, options: Options, buffers: Buffers
+    ) -> None:
         self._dtype, self._device, self._shape, self._options = dtype, device, shape, options
-        self._encoder = _encoder(dtype_of(dtype), shape, options, device)
+        self._encoder = _encoder(dtype_of(dtype), shape, options, device, buffers)
 
     def add(self, piece: torch.Tensor) -> None:
         """The next elements."""
@@ -79,10 +87,12 @@ class Recompressed:
         )
 
 
-def _encoder(dtype: DType, shape: torch.Size, options: Options, device: torch.device) -> PiecewiseEncoder:
+def _encoder(
+    dtype: DType, shape: torch.Size, options: Options, device: torch.device, buffers: Buffers
+) -> PiecewiseEncoder:
     """One for pieces of a device."""
     if not works_on(device):
-        return PiecewiseEncoder(dtype, shape, options)
+        return PiecewiseEncoder(dtype, shape, options, buffers.take_bytes)
     from neuzip.cuda.encoding import DeviceEncoder
 
     return DeviceEncoder(dtype, shape, options, device)
@@ -119,9 +129,9 @@ class SplitState:
             elif value.is_floating_point():
                 new = self._new.get(name)
                 if not isinstance(new, Recompressed):
-                    self._new[name] = new = Recompressed(
-                        value.dtype, value.device, self._shape, Options(level=self._level)
-                    )
+                    options = Options(level=self._level)
+                    new = Recompressed(value.dtype, value.device, self._shape, options, self._buffers)
+                    self._new[name] = new
                 new.add(value)
             else:
                 whole = self._new.setdefault(name, value.new_empty(math.prod(self._shape)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from neuzip._native import trim_heap
 from neuzip.codec import Options
 from neuzip.errors import InvalidArgument
 from neuzip.nn import CompressedTensor
@@ -18,6 +19,11 @@ from neuzip.optim.state import Buffers, Recompressed, SplitState, State
 
 CHUNK = 1 << 16
 """Elements of a frame's chunk: pieces are whole chunks."""
+
+_TRIM_BYTES = 16 << 20
+"""Dense bytes of parameters stepped between two times that the heap is trimmed. Torch's temporaries of one parameter
+leave holes that small lasting objects cut into, so that the next parameter's hardly fit: without trimming, AdamW came
+to twice the memory that it uses."""
 
 MIN_BYTES = 64 << 10
 """Dense parameters below this are stepped as they are, with ordinary states: compressing them saves nothing."""
@@ -46,6 +52,7 @@ class Stepper:
         self._optimizer = optimizer
         self._options = options
         self._buffers = Buffers()
+        self._untrimmed = 0
 
     def step(
         self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any], state: State, size: int
@@ -64,7 +71,9 @@ class Stepper:
         level = parameter.weight.level if isinstance(parameter, CompressedTensor) else "default"
         split = SplitState(state, parameter.shape, level, self._buffers)
         value = (
-            _CompressedValue(parameter) if isinstance(parameter, CompressedTensor) else _DenseValue(parameter)
+            _CompressedValue(parameter, self._buffers)
+            if isinstance(parameter, CompressedTensor)
+            else _DenseValue(parameter)
         )
         flat = gradient.reshape(-1)
         for start, stop in _ranges(parameter.numel(), size):
@@ -75,6 +84,10 @@ class Stepper:
             split.write(new, start, stop, shape)
             value.write(slot.detach(), start, stop)
         value.finish()
+        self._untrimmed += parameter.nbytes
+        if self._untrimmed >= _TRIM_BYTES:
+            trim_heap()
+            self._untrimmed = 0
         return split.whole()
 
     def release(self) -> None:
@@ -93,7 +106,11 @@ class Stepper:
     def _first_state(self, slot: torch.Tensor, group: dict[str, Any]) -> State:
         """What the optimizer's constructor puts into the state, as Adagrad's does."""
         made = type(self._optimizer)([{**_bare(group), "params": [slot]}], **self._options)
-        return dict(made.state.get(slot, {}))
+        state = dict(made.state.get(slot, {}))
+        # An optimizer is part of a reference cycle: it would hold the slot and its gradient until the next collection.
+        made.param_groups.clear()
+        made.state.clear()
+        return state
 
     def step_slot(self, slot: torch.Tensor, group: dict[str, Any], state: State) -> State:
         """Steps a dense tensor, whose gradient is set, in one go; returns its new state. An empty one is its first."""
@@ -139,12 +156,12 @@ class _DenseValue:
 class _CompressedValue:
     """A compressed parameter's elements: pieces are decoded, and encoded into a new frame."""
 
-    def __init__(self, parameter: CompressedTensor) -> None:
+    def __init__(self, parameter: CompressedTensor, buffers: Buffers) -> None:
         weight = parameter.weight
         self._weight = weight
         self._frame = weight.fetched()
         options = Options(level=weight.level, chunk_log2=weight.chunk_log2)
-        self._new = Recompressed(weight.dtype, weight.device, parameter.shape, options)
+        self._new = Recompressed(weight.dtype, weight.device, parameter.shape, options, buffers)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         out = scratch((stop - start,), self._weight.dtype, self._weight.device)

@@ -1,0 +1,36 @@
+"""Memory in pages of its own, for frames: they live long, differ in size, and training replaces them at every step.
+
+In the heap that malloc keeps, each replaced frame leaves a hole which the next one does not quite fill and which
+temporaries are put into, so that the process grows: a model of 149 MiB (bf16) took 1.15 times its dense bytes after
+six steps, its frames .66 of them.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+
+from neuzip._native import Bytes
+
+_LEAST = 1 << 17
+"""Bytes from which memory is mapped: what is lost at the end of the last page is at most 3 % then."""
+
+
+def pages(size: int) -> Bytes:
+    """``size`` bytes that may be written, u8; they go back to the system with the last view of them."""
+    if size < _LEAST:
+        return np.empty(size, np.uint8)
+    try:
+        mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        # No more mappings (vm.max_map_count), or no memory: then NumPy raises MemoryError.
+        return np.empty(size, np.uint8)
+    return np.frombuffer(mapped, np.uint8)
+
+
+def in_pages(data: Bytes) -> Bytes:
+    """A copy of bytes."""
+    copy = pages(data.size)
+    copy[:] = data
+    return copy
