@@ -14,8 +14,8 @@ class CompressedLinear(nn.Linear):
     """An ``nn.Linear`` whose weight (out_features, in_features) is a compressed parameter.
 
     The weight is decompressed in forward and again in backward, into a buffer that the next layer reuses,
-    and is never saved in between; results and gradients are those of ``nn.Linear``, bit for bit (below the
-    weight's ``piece_bytes``). The bias (out_features,) stays dense.
+    and is never saved in between; results and gradients are those of ``nn.Linear``, bit for bit. The bias
+    (out_features,) stays dense.
     """
 
     def __init__(

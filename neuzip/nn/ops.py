@@ -6,11 +6,13 @@ save its dense result for backward.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from neuzip.nn.fixed_width_code import is_fixed_width, linear_fixed_width
 from neuzip.nn.scratch import scratch
@@ -21,12 +23,25 @@ if TYPE_CHECKING:
     from neuzip.nn.tensor import CompressedTensor
 
 
+_CUT = 64
+"""Rows or columns of a matrix that pieces are cut at multiples of. A product of a piece is then the piece of the whole
+product, bit for bit; one of fewer rows or columns may take another kernel.
+"""
+
+
 def pieces(shape: Sequence[int], dtype: torch.dtype, piece_bytes: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of at most ``piece_bytes`` dense bytes (but at least one row) that cover a weight."""
+    """Row ranges of about ``piece_bytes`` dense bytes (but at least one row) that cover a weight."""
     row = torch.Size(shape[1:]).numel() * dtype.itemsize
-    rows = max(1, piece_bytes // max(1, row))
-    for start in range(0, shape[0], rows):
-        yield start, min(start + rows, shape[0])
+    return _ranges(shape[0], max(1, piece_bytes // max(1, row)))
+
+
+def _ranges(count: int, size: int) -> Iterator[tuple[int, int]]:
+    if size >= _CUT:
+        size -= size % _CUT
+    starts = list(range(0, count, size))
+    if len(starts) > 1 and count - starts[-1] < min(_CUT, size):
+        del starts[-1]
+    return itertools.pairwise([*starts, count])
 
 
 def dense_pieces(
@@ -47,6 +62,35 @@ def dense_pieces(
         frame = fetched(frame, device)
     for start, stop in pieces(shape, dtype, piece_bytes):
         yield start, stop, decode(frame, scratch((stop - start, *shape[1:]), dtype, device), first_row=start)
+
+
+def dense_columns(
+    frame: torch.Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    piece_bytes: int,
+    device: torch.device | None = None,
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """A matrix in blocks of columns: first column, end column, and those columns, valid until the next block.
+
+    A product over the rows cannot be added up from pieces of rows without rounding otherwise. Every block decodes the
+    whole frame, an eighth of ``piece_bytes`` at a time. device: as of dense_pieces.
+    """
+    device = frame.device if device is None else device
+    rows, columns = shape
+    size = rows * columns * dtype.itemsize
+    ranges = list(_ranges(columns, max(_CUT, piece_bytes // max(1, rows * dtype.itemsize))))
+    if size <= piece_bytes or len(ranges) == 1:
+        for _, _, whole in dense_pieces(frame, shape, dtype, max(1, size), device):
+            yield 0, columns, whole
+        return
+    widest = max(stop - start for start, stop in ranges)
+    memory = torch.empty(rows * widest, dtype=dtype, device=device)
+    for start, stop in ranges:
+        block = memory[: rows * (stop - start)].view(rows, stop - start)
+        for first, last, piece in dense_pieces(frame, shape, dtype, piece_bytes // 8, device):
+            block[first:last] = piece[:, start:stop]
+        yield start, stop, block
 
 
 def _multiply(
@@ -97,9 +141,13 @@ def _linear_dx_op(
 ) -> torch.Tensor:
     flat = grad.reshape(-1, shape[0])
     out: torch.Tensor | None = None
-    for start, stop, piece in dense_pieces(frame, shape, dtype, piece_bytes, grad.device):
-        weight = piece.to(grad.dtype)
-        out = flat[:, start:stop].mm(weight) if out is None else out.addmm_(flat[:, start:stop], weight)
+    for start, stop, block in dense_columns(frame, shape, dtype, piece_bytes, grad.device):
+        part = flat.mm(block.to(grad.dtype))
+        if stop - start == shape[1]:
+            return part.view(*grad.shape[:-1], shape[1])
+        if out is None:
+            out = flat.new_empty((flat.shape[0], shape[1]))
+        out[:, start:stop] = part
     if out is None:
         out = flat.new_zeros((flat.shape[0], shape[1]))
     return out.view(*grad.shape[:-1], shape[1])
@@ -160,6 +208,7 @@ class _Linear(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs

@@ -16,6 +16,7 @@ from torch import nn
 
 from neuzip import InvalidArgument
 from neuzip.nn import CompressedLinear, CompressedTensor
+from neuzip.nn import ops as nn_ops
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
@@ -221,12 +222,38 @@ def test_convolutions(kind):
     assert same_bits(layer.weight.grad, grad)
 
 
-def test_pieces_give_the_same_forward():
-    dense = weight((300, 200))
-    pieces = CompressedTensor.compress(dense, piece_bytes=200 * 2 * 64)
-    x = weight((5, 200), seed=2).requires_grad_()
-    y = F.linear(x, pieces)
-    torch.testing.assert_close(y, F.linear(x, dense))
-    y.float().sum().backward()
-    reference = torch.ones(5, 300) @ dense.float()
-    torch.testing.assert_close(x.grad.float(), reference, atol=2e-2, rtol=2e-2)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(300, 200), (641, 130), (64, 1100), (1100, 50), (70, 65)])
+@pytest.mark.parametrize("rows", [64, 100, 1])  # of the weight in a piece
+def test_pieces_give_the_same_bits(dtype, shape, rows, monkeypatch):
+    cut = []
+    original = nn_ops.dense_columns
+
+    def counted(*args):
+        for start, stop, block in original(*args):
+            cut.append((start, stop))
+            yield start, stop, block
+
+    monkeypatch.setattr(nn_ops, "dense_columns", counted)
+    dense = weight(shape, dtype)
+    piece_bytes = shape[1] * dtype.itemsize * rows
+    packed = nn.Parameter(CompressedTensor.compress(dense, piece_bytes=piece_bytes))
+    plain = nn.Parameter(dense.clone())
+    x = weight((5, shape[1]), dtype, seed=2).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    results = F.linear(x, packed), F.linear(y, plain)
+    if rows > 1:  # single rows are another kernel's
+        assert same_bits(*results)
+    for result in results:
+        result.float().square().sum().backward() if rows > 1 else result.backward(torch.ones_like(result))
+    assert same_bits(x.grad, y.grad)
+    assert same_bits(packed.grad, plain.grad)
+    assert cut[0][0] == 0 and cut[-1][1] == shape[1]
+    assert len(cut) == 1 or all(stop - start >= 64 for start, stop in cut)
+
+
+def test_gradients_of_gradients_are_refused():
+    packed, x = parameter(weight()), weight((4, 80), seed=2).requires_grad_()
+    (grad,) = torch.autograd.grad(F.linear(x, packed).float().square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.float().sum().backward()
