@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from neuzip.registration import register as _register
+
 if TYPE_CHECKING:
     from neuzip.checkpoint import Report, compress_file, decompress_file, verify_file
     from neuzip.difference import Difference, diff_files
@@ -74,3 +76,6 @@ def _version() -> str:
         return version("neuzip-codec")
     except PackageNotFoundError:  # a source tree that was never installed
         return "0+unknown"
+
+
+_register()

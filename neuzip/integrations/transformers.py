@@ -24,6 +24,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from neuzip._native import trim_heap
 from neuzip.container import Container
 from neuzip.errors import InvalidArgument
 from neuzip.integrations.conversion import ModuleSelection, Step, conversions, unpack_frames
@@ -183,6 +184,7 @@ class NeuzipQuantizer(HfQuantizer):
                 put(places, parameter)
             elif not parameter.is_meta and self.selection.takes(places[0].name, parameter):
                 put(places, self.selection.compress(parameter))
+        trim_heap()
         _attach(model)
         return model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -351,10 +352,47 @@ from transformers.quantizers import auto
 watched = [PreTrainedModel, Trainer, core_model_loading, modeling_utils, auto, safetensors.torch,
            torch.Tensor, torch.nn.Linear, torch.nn.Module, accelerate, peft]
 before = [dict(vars(thing)) for thing in watched]
-registered = set(auto.AUTO_QUANTIZER_MAPPING)
 neuzip.NeuzipConfig
 assert [dict(vars(thing)) for thing in watched] == before
-assert set(auto.AUTO_QUANTIZER_MAPPING) - registered == {"neuzip"}
+assert "neuzip" in auto.AUTO_QUANTIZER_MAPPING
+assert type(modeling_utils.__spec__.loader).__name__ == "SourceFileLoader"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("imports", ["neuzip, transformers", "transformers.modeling_utils, neuzip"])
+def test_a_compressed_directory_needs_only_the_import(folder, tmp_path, imports):
+    neuzip.compress_file(folder, tmp_path / "nz")
+    code = f"""
+import sys
+import {imports}
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+print(type(model.lm_head.weight).__name__, type(model.lm_head).__name__)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "nz")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "CompressedTensor CompressedLinear\n"
+
+
+def test_a_transformers_that_is_too_old_is_left_alone(tmp_path):
+    package = tmp_path / "transformers"
+    package.mkdir()
+    for name, text in (("__init__", ""), ("modeling_utils", "loaded = True")):
+        (package / f"{name}.py").write_text(text)
+    code = """
+import neuzip
+from transformers import modeling_utils
+assert modeling_utils.loaded
+try:
+    neuzip.NeuzipConfig
+except ImportError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "transformers" in done.stdout
