@@ -141,6 +141,12 @@ class Container:
         data: memoryview = self.view[start + batch[0].start : start + batch[-1].end]
         return data
 
+    def forget(self, name: str) -> None:
+        """Gives the memory that the file's mapping has taken for a tensor back."""
+        if self.file is not None:
+            entry, start = self.header.entries[name], self.header.data_start
+            self.file.forget(start + entry.start, start + entry.end)
+
     def ready_frame(self, name: str) -> memoryview | None:
         """The frame to write for a tensor of a plain file: none is ready, it has to be encoded."""
         return None

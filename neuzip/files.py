@@ -135,13 +135,17 @@ class MappedFile:
         if (now.st_ino, now.st_size, now.st_mtime_ns) != (before.st_ino, before.st_size, before.st_mtime_ns):
             raise StorageError("the file changed while it was read", file=self.path)
 
-    def forget(self) -> None:
-        """Lets go of what was read through a memory map, so that it does not count as this process's memory.
+    def forget(self, start: int = 0, stop: int | None = None) -> None:
+        """Lets go of bytes that were read through a memory map, so that they do not count as this process's memory.
 
-        It is in the system's cache still, and is mapped again where it is touched again.
+        They are in the system's cache still, and are mapped again where they are touched again.
         """
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = len(self._map) if stop is None else stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last:
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def close(self) -> None:
         """Ends the mapping, or leaves that to the last view of it."""

@@ -55,6 +55,7 @@ def load_model(
                     seen.add(name)
                 elif strict:
                     raise InvalidArgument("the model has no such parameter", file=file, tensor=name)
+                container.forget(name)  # else the file would lie in memory beside the model
     _check_complete(model, seen, strict)
     return model
 
@@ -91,7 +92,9 @@ def compressed_weight(container: Container, name: str, **options: Any) -> Weight
     if dtype is None or not dtype.is_floating_point:
         return None
     level = "max" if header.level else "default"
-    return Weight(own(container.data(name)), native_shape(header.dtype, header.shape), dtype, level, **options)
+    return Weight(
+        own(container.data(name)), native_shape(header.dtype, header.shape), dtype, level, **options
+    )
 
 
 def _parameter(container: Container, name: str, selection: Selection, device: Any) -> nn.Parameter:
