@@ -25,6 +25,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "bench/results": "benchmarks.md",
     "docs/kernels.md": "kernels.md",
+    "docs/guide/training.md": "guide/training.md",
 }
 
 
