@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def open_source(path: Path, options: Options) -> Iterator[Source]:
     try:
         with MappedFile(path) as file:
             if is_archive(file):
-                yield ArchiveSource(Archive.parse(file.view, path), options)
+                yield ArchiveSource(replace(Archive.parse(file.view, path), file=file), options)
             else:
                 yield ViewSource(file.view)
     except NeuzipError as error:
