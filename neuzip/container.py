@@ -141,12 +141,6 @@ class Container:
         data: memoryview = self.view[start + batch[0].start : start + batch[-1].end]
         return data
 
-    def forget(self, name: str) -> None:
-        """Gives the memory that the file's mapping has taken for a tensor back."""
-        if self.file is not None:
-            entry, start = self.header.entries[name], self.header.data_start
-            self.file.forget(start + entry.start, start + entry.end)
-
     def ready_frame(self, name: str) -> memoryview | None:
         """The frame to write for a tensor of a plain file: none is ready, it has to be encoded."""
         return None
@@ -256,10 +250,15 @@ class Container:
                 raise
             yield out
 
-    def forget(self) -> None:
-        """See MappedFile.forget."""
-        if self.file is not None:
+    def forget(self, name: str | None = None) -> None:
+        """Lets go of what has been read of a tensor, or of the whole file. See MappedFile.forget."""
+        if self.file is None:
+            return
+        if name is None:
             self.file.forget()
+        else:
+            entry, start = self.header.entries[name], self.header.data_start
+            self.file.forget(start + entry.start, start + entry.end)
 
     def close(self) -> None:
         """Closes the file, if the container has one of its own."""
