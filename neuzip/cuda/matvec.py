@@ -6,15 +6,15 @@ import numpy as np
 import torch
 
 from neuzip.cuda.decoding import Pending, Run, job_records, launched
-from neuzip.cuda.jobs import MATVEC, MATVEC_BATCH, MATVEC_CHUNK_LOG2, WARPS
+from neuzip.cuda.jobs import MATVEC, MATVEC_CHUNK_LOG2, WARPS
 from neuzip.cuda.kernels import launch, upload
 from neuzip.cuda.placed import Placed, placed
 
-FUSED_ROWS = ((0, 0), (1 << 20, MATVEC_BATCH))
+FUSED_ROWS = ((0, 0), (1 << 20, 4))
 """Elements of a matrix, and from there on the most rows of x that it is multiplied with while it is decoded; with more,
-it is decoded and multiplied by cuBLAS. Modelled, not measured: below a million elements there are fewer chunks than
-an H100 has warps; above, decoding is bound by instructions, of which a row of x adds about two to 38 for 32 weights,
-and what is saved is writing and reading the dense matrix."""
+it is decoded and multiplied by cuBLAS. Modelled for an H100, not measured (docs/kernels.md): below a million elements
+there are too few chunks to fill it; a row of x costs instructions, of which reading the dense matrix again is worth 17
+for 32 weights."""
 
 _KERNELS = {torch.bfloat16: "bf16", torch.float16: "f16"}
 _COLUMNS = 4
