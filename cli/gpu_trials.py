@@ -138,20 +138,27 @@ class Trials:
             yield "products: no matrix of bf16 or fp16 with columns in fours"
             return
         matrix = max(matrices, key=torch.Tensor.numel)
+        for batch in (1, MATVEC_BATCH):
+            yield from self._product(matrix, batch)
+
+    def _product(self, matrix: torch.Tensor, batch: int) -> Iterator[Row]:
         rows, columns = matrix.shape
         options = Options(chunk_log2=MATVEC_CHUNK_LOG2)
         [frame] = encode_many([(matrix, dtype_of(matrix.dtype), matrix.shape)], options)
-        held, out = placed(frame), torch.empty_like(matrix)
-        run = whole(frame, held, out)
-        for batch in (1, MATVEC_BATCH):
-            x = torch.ones(batch, columns, dtype=matrix.dtype, device=self.device)
-            what = f"{rows} × {columns} by {batch}"
-            plain = self._measure(lambda x=x: F.linear(x, matrix))
-            yield Row(what, "cuBLAS on plain weights", matrix.nbytes, plain)
-            seconds = self._measure(lambda x=x: (decode([run], verify=False), F.linear(x, out)))
-            yield Row(what, "decode, then cuBLAS", matrix.nbytes, seconds, plain)
-            seconds = self._measure(lambda x=x: matvec.multiply(frame, x, rows))
-            yield Row(what, "multiply while decoding", matrix.nbytes, seconds, plain)
+        out = torch.empty_like(matrix)
+        run = whole(frame, placed(frame), out)
+        x = torch.ones(batch, columns, dtype=matrix.dtype, device=self.device)
+        what = f"{rows} × {columns} by {batch}"
+
+        def decode_then_multiply() -> None:
+            decode([run], verify=False)
+            F.linear(x, out)
+
+        plain = self._measure(lambda: F.linear(x, matrix))
+        yield Row(what, "cuBLAS on plain weights", matrix.nbytes, plain)
+        yield Row(what, "decode, then cuBLAS", matrix.nbytes, self._measure(decode_then_multiply), plain)
+        seconds = self._measure(lambda: matvec.multiply(frame, x, rows))
+        yield Row(what, "multiply while decoding", matrix.nbytes, seconds, plain)
 
     def _nvcomp(self) -> Iterator[Row | str]:
         tensors = [

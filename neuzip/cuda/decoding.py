@@ -136,7 +136,7 @@ def _start(width: int, runs: list[Run], verify: bool) -> Launched:
     for run in runs:
         run.check()
     tasks = sum(run.count for run in runs)
-    spans = [(run.name, run.first, run.count) for run in runs]
+    spans: list[Span] = [(run.name, run.first, run.count) for run in runs]
     return start(width, upload(job_records(runs), runs[0].frame.device), tasks, spans, verify)
 
 

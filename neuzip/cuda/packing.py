@@ -148,7 +148,8 @@ def _slot_total(batch: list[_Part], plans: Sequence[Plan]) -> int:
 
 def _ends(batch: list[_Part]) -> list[int]:
     """Number of chunks up to the end of each part."""
-    return np.cumsum([part.count for part in batch]).tolist()
+    ends: list[int] = np.cumsum([part.count for part in batch]).tolist()
+    return ends
 
 
 def _joined(parts: list[Packed]) -> Packed:

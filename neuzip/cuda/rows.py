@@ -96,7 +96,7 @@ def _span_jobs(run: Run, first: torch.Tensor, span: int) -> torch.Tensor:
     header, count = run.placed.header, len(first)
     fields = _JOB_WORDS.index
     record = job_records([run]).view(np.int64)
-    jobs = upload(record, first.device).view(torch.int64).repeat(count, 1)
+    jobs = upload(record, first.device).view(torch.int64).view(1, -1).expand(count, -1).clone()
     numbers = torch.arange(count, device=first.device)
     jobs[:, fields("first")] = numbers * span
     jobs[:, fields("original")] += numbers * (span * header.chunk_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -163,7 +163,9 @@ def offload_model(model: Model, device: str | torch.device = "cuda") -> Model:
         parameter = parameter_at(places)
         if isinstance(parameter, CompressedTensor):
             held = parameter.weight.offloaded(target)
-            kind = type(parameter) if isinstance(held, type(parameter).weight_class) else CompressedTensor
+            kind: Any = (
+                type(parameter) if isinstance(held, type(parameter).weight_class) else CompressedTensor
+            )
             new = nn.Parameter(kind(held), requires_grad=parameter.requires_grad)
             _carry_attributes(parameter, new)
             new.grad = None if parameter.grad is None else parameter.grad.to(target)

@@ -76,7 +76,7 @@ class NvcompTensor(CompressedTensor):
         return None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        ordinary = CompressedTensor.compress(self.dense(), self.weight.level, self.weight.piece_bytes)
+        saved: Any = CompressedTensor.compress(self.dense(), self.weight.level, self.weight.piece_bytes)
         if isinstance(self, torch.nn.Parameter):
-            return torch.nn.Parameter(ordinary, requires_grad=self.requires_grad).__reduce_ex__(protocol)
-        return ordinary.__reduce_ex__(protocol)
+            saved = torch.nn.Parameter(saved, requires_grad=self.requires_grad)
+        return saved.__reduce_ex__(protocol)

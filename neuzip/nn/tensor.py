@@ -160,8 +160,8 @@ class CompressedTensor(Framed, torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         weight = self.weight
         # Another tensor of the same bytes: what this process has remembered with the first is nobody else's.
-        state = (weight.frame.detach(), weight.shape, weight.dtype, weight.level)
-        state += (weight.piece_bytes, weight.chunk_log2)
+        settings = (weight.level, weight.piece_bytes, weight.chunk_log2)
+        state = (weight.frame.detach(), weight.shape, weight.dtype, *settings)
         geometry = (tuple(self.shape), tuple(self.stride()), self.storage_offset())
         return _rebuild, (
             type(self),
