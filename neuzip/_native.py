@@ -508,14 +508,15 @@ def trim_heap() -> None:
         trim(0)
 
 
-_create = ctypes.pythonapi.PyBytes_FromStringAndSize
-_create.restype, _create.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_ssize_t]
-_content = ctypes.pythonapi.PyBytes_AsString
-_content.restype, _content.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-_resize = ctypes.pythonapi._PyBytes_Resize
-_resize.restype, _resize.argtypes = ctypes.c_int, [ctypes.POINTER(ctypes.c_void_p), ctypes.c_ssize_t]
-_release = ctypes.pythonapi.Py_DecRef
-_release.restype, _release.argtypes = None, [ctypes.c_void_p]
+# Prototypes of their own: other libraries set the types of the functions that ctypes.pythonapi shares.
+_create = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t)(
+    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
+)
+_content = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("PyBytes_AsString", ctypes.pythonapi))
+_resize = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_void_p), ctypes.c_ssize_t)(
+    ("_PyBytes_Resize", ctypes.pythonapi)
+)
+_release = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("Py_DecRef", ctypes.pythonapi))
 
 
 def file_system_type(descriptor: int) -> int | None:

@@ -306,3 +306,15 @@ def test_frames_have_one_reference() -> None:
     packed = frame.encode(bytes(1000), DTYPES["U8"], (1000,))
     plain = bytes(bytearray(1000))
     assert sys.getrefcount(packed) == sys.getrefcount(plain)
+
+
+def test_others_may_set_the_types_of_shared_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fsspec does, which transformers and peft import."""
+    monkeypatch.setattr(ctypes.pythonapi.PyBytes_FromStringAndSize, "restype", ctypes.py_object)
+    monkeypatch.setattr(
+        ctypes.pythonapi.PyBytes_FromStringAndSize, "argtypes", (ctypes.c_char_p, ctypes.c_ssize_t)
+    )
+    data = bytes(range(256)) * 4
+    out = bytearray(len(data))
+    frame.decode(frame.encode(data, DTYPES["BF16"], (512,)), out)
+    assert out == data

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from neuzip.codec import Options
 from neuzip.nn.fixed_width_code import is_fixed_width, linear_fixed_width
 from neuzip.nn.scratch import scratch
 from neuzip.nn.weight import decode
@@ -60,8 +61,9 @@ def dense_pieces(
         from neuzip.nn.device import fetched
 
         frame = fetched(frame, device)
+    options = Options(threads=torch.get_num_threads())
     for start, stop in pieces(shape, dtype, piece_bytes):
-        yield start, stop, decode(frame, scratch((stop - start, *shape[1:]), dtype, device), first_row=start)
+        yield start, stop, decode(frame, scratch((stop - start, *shape[1:]), dtype, device), options, start)
 
 
 def dense_columns(
