@@ -12,9 +12,9 @@ from neuzip.cuda.placed import Placed, placed
 
 FUSED_ROWS = ((0, 0), (1 << 20, 4))
 """Elements of a matrix, and from there on the most rows of x that it is multiplied with while it is decoded; with more,
-it is decoded and multiplied by cuBLAS. Modelled for an H100, not measured (docs/kernels.md): below a million elements
-there are too few chunks to fill it; a row of x costs instructions, of which reading the dense matrix again is worth 17
-for 32 weights."""
+it is decoded and multiplied by cuBLAS. Modelled, not measured (docs/kernels.md): below a million elements there are
+fewer chunks than an H100 has warps; above, the first row of x costs 6 instructions for 32 weights and each further one
+3.25, and what is saved, reading the dense matrix again, takes the time of 17."""
 
 _KERNELS = {torch.bfloat16: "bf16", torch.float16: "f16"}
 _COLUMNS = 4
