@@ -152,8 +152,8 @@ def _compare(pair: _Pair, meter: Meter) -> TensorDifference | None:
         left.file.read(left.part, start, a)
         right.file.read(right.part, start, b)
         tally.add(a, b)
-        left.container.forget()
-        right.container.forget()
+        left.file.forget()
+        right.file.forget()
         meter.advance(count)
     distance = tally.total()
     return TensorDifference(pair.name, pair.file, ours, theirs, distance) if distance.bits else None

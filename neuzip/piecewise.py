@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from neuzip import _native
-from neuzip._native import Words
+from neuzip._native import Bytes, Words
 from neuzip.codec import Coding, EncodeRun, Options, Plan, encode_runs, make_plan
 from neuzip.errors import InvalidArgument
 from neuzip.frame import header_bytes

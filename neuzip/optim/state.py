@@ -57,7 +57,7 @@ class Buffers:
 
     def take_bytes(self, size: int) -> Bytes:
         """``size`` bytes for what is encoded; the same memory as the last."""
-        return memory(self.take(None, size, torch.uint8))
+        return memory(self.take(None, size, torch.uint8, torch.device("cpu")))
 
     def clear(self) -> None:
         self._held.clear()
