@@ -56,7 +56,7 @@ class StandIn:
     def __post_init__(self) -> None:
         self.library = device.load()
         if self.kernels is None:
-            self.kernels = emulator.build() / "cuda_emulator.so"
+            self.kernels = emulator.build("emulator") / "cuda_emulator.so"
         self._emulator = emulator.Emulator(self.kernels)
 
     def count(self) -> int:
