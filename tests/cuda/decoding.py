@@ -139,4 +139,5 @@ def _compare(launch: _Kept, expected: list[list[bytes | None]], results: list[by
                 got = results[place][number * size : (number + 1) * size]
                 assert got == outcome, f"{name} has other bytes than on the CPU"
             task += 1
-    assert int(np.frombuffer(results[launch.first_bad], np.uint64)[0]) == (bad[0] if bad else NONE)
+    first_bad = int(np.frombuffer(results[launch.first_bad], np.uint64)[0])
+    assert first_bad == (bad[0] if bad else NONE), f"{first_bad} is said to be the first bad task"
