@@ -72,7 +72,7 @@ class StandIn:
         return Gpu("Stand-in", (9, 0), f"uuid {index}", "emulator", 2)
 
     def self_test_command(self, index: int) -> list[str]:
-        script = Path(__file__).with_name("self_test.py")
+        script = Path(__file__).with_name("selftest.py")
         return [sys.executable, "-P", str(script), str(index), str(self.kernels)]
 
     def compile(self, source: str, include: str, index: int) -> Any:

@@ -1,4 +1,4 @@
-"""neuzip.cuda.self_test for a stand-in device: ``python self_test.py INDEX LIBRARY``."""
+"""neuzip.cuda.self_test for a stand-in device: ``python selftest.py INDEX LIBRARY``."""
 
 from __future__ import annotations
 
