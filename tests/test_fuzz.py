@@ -88,7 +88,7 @@ def decoded(data: bytes, options: Options) -> bytes | None:
     try:
         header = frame.read_header(data, whole=True)
         out = bytearray(header.size)
-        frame.decode(data, out, options, header)
+        frame.decode(data, out, options)
     except NeuzipError:
         return None
     return bytes(out)

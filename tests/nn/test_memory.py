@@ -60,8 +60,8 @@ def test_the_buffer_is_one_piece(monkeypatch):
     sizes = []
     original = nn_ops.scratch
 
-    def counted(shape, dtype):
-        result = original(shape, dtype)
+    def counted(shape, dtype, device=None):
+        result = original(shape, dtype, device)
         sizes.append(result.nbytes)
         return result
 
