@@ -81,7 +81,7 @@ def examine_threads() -> Finding:
 
 def examine_library() -> tuple[Finding, list[Finding]]:
     try:
-        from neuzip import _native
+        from neuzip import _abi, _native
     except (ImportError, OSError, AttributeError) as error:  # AttributeError: a symbol is missing
         return Finding("library", False, str(error)), []
     current = _native.isa_current()
@@ -94,7 +94,7 @@ def examine_library() -> tuple[Finding, list[Finding]]:
         else:
             detail = why_unavailable(name)
         found.append(Finding(name, name == current, detail))
-    return Finding("library", True, f"{_native.LIBRARY_PATH}, ABI {_native.ABI_VERSION}"), found
+    return Finding("library", True, f"{_native.LIBRARY_PATH}, ABI {_abi.ABI_VERSION}"), found
 
 
 def why_unavailable(name: str) -> str:

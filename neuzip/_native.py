@@ -1,4 +1,4 @@
-"""All of ctypes: the C library of ``csrc/neuzip.h``, with statuses as exceptions.
+"""The C library of ``csrc/neuzip.h`` (neuzip/_abi.py), with statuses as exceptions.
 
 Buffers cross as pointers into objects that the caller keeps alive; every call releases the GIL.
 """
@@ -6,11 +6,8 @@ Buffers cross as pointers into objects that the caller keeps alive; every call r
 from __future__ import annotations
 
 import ctypes
-import mmap
-import os
 import sys
 from collections.abc import Sequence
-from enum import IntEnum
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,223 +15,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neuzip._abi import (
+    ABI_VERSION,
+    MAX_SEGMENTS,
+    MEMORY,
+    SEGMENT_COUNTS,
+    SIGNATURES,
+    TABLE_CAPACITY,
+    DecodeFrameJob,
+    DecodeJob,
+    EncodeFrameJob,
+    EncodeJob,
+    FixedLinearJob,
+    Frame,
+)
+from neuzip._system import BytesBuilder
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput, UnsupportedFormat
 
-ABI_VERSION = 3
-TABLE_CAPACITY = 160 * 1024
-MAX_SEGMENTS = 256
-SEGMENT_COUNTS = 1280
-
-_MEMORY = -4  # NZ_MEMORY
-
-_HUGE = 1 << 22  # bytes from which large pages are asked for: two of x86-64
 _FIXED_MAGIC = b"NZ12"  # kFixedMagic
-
-# Linux's RENAME_EXCHANGE (linux/fs.h), and RENAME_SWAP of macOS (sys/stdio.h).
-_EXCHANGE = 2
-_AT_FDCWD = -100
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint32]
-
-
-class EncodeJob(ctypes.Structure):
-    """``nz_encode_job``."""
-
-    _fields_ = [
-        ("src", ctypes.c_void_p),
-        ("units", ctypes.c_uint64),
-        ("first_chunk", ctypes.c_uint64),
-        ("table", ctypes.c_char_p),
-        ("table_bytes", ctypes.c_uint32),
-        ("layout", ctypes.c_int32),
-        ("chunk_log2", ctypes.c_int32),
-        ("status", ctypes.c_int32),
-        ("dst", ctypes.c_void_p),
-        ("capacity", ctypes.c_uint64),
-        ("written", ctypes.c_uint64),
-        ("index", ctypes.c_void_p),
-    ]
-
-
-class DecodeJob(ctypes.Structure):
-    """``nz_decode_job``."""
-
-    _fields_ = [
-        ("src", ctypes.c_void_p),
-        ("size", ctypes.c_uint64),
-        ("index", ctypes.c_void_p),
-        ("units", ctypes.c_uint64),
-        ("first_chunk", ctypes.c_uint64),
-        ("table", ctypes.c_char_p),
-        ("table_bytes", ctypes.c_uint32),
-        ("layout", ctypes.c_int32),
-        ("chunk_log2", ctypes.c_int32),
-        ("verify", ctypes.c_int32),
-        ("status", ctypes.c_int32),
-        ("bad_chunk", ctypes.c_uint64),
-        ("dst", ctypes.c_void_p),
-    ]
-
-
-class Frame(ctypes.Structure):
-    """``nz_frame``."""
-
-    _fields_ = [
-        ("size", ctypes.c_uint64),
-        ("frame_size", ctypes.c_uint64),
-        ("header_size", ctypes.c_uint64),
-        ("chunks", ctypes.c_uint64),
-        ("bad_chunk", ctypes.c_uint64),
-        ("table_bytes", ctypes.c_uint32),
-        ("required", ctypes.c_uint32),
-        ("version", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-        ("coding", ctypes.c_int32),
-        ("chunk_log2", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("level", ctypes.c_int32),
-        ("fault", ctypes.c_int32),
-        ("shape", ctypes.c_uint64 * 32),
-    ]
-
-
-class HeaderFault(IntEnum):
-    """``nz_header_fault``."""
-
-    GOOD = 0
-    SHORT = 1
-    MAGIC = 2
-    VERSION = 3
-    REQUIRED = 4
-    DTYPE = 5
-    CODING = 6
-    RANGE = 7
-    RATIO = 8
-    SIZE = 9
-    CUT = 10
-    CHECKSUM = 11
-    SHAPE = 12
-    PLANES = 13
-    TABLE = 14
-    LENGTHS = 15
-    LENGTH = 16
-    FRAME_CUT = 17
-    FRAME_LONG = 18
-    FRAME_PADDING = 19
-
-
-class DecodeFrameJob(ctypes.Structure):
-    """``nz_decode_frame_job``."""
-
-    _fields_ = [
-        ("src", ctypes.c_void_p),
-        ("size", ctypes.c_uint64),
-        ("dst", ctypes.c_void_p),
-        ("capacity", ctypes.c_uint64),
-        ("verify", ctypes.c_int32),
-        ("status", ctypes.c_int32),
-    ]
-
-
-class EncodeFrameJob(ctypes.Structure):
-    """``nz_encode_frame_job``."""
-
-    _fields_ = [
-        ("src", ctypes.c_void_p),
-        ("size", ctypes.c_uint64),
-        ("shape", ctypes.c_void_p),
-        ("ndim", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-        ("level", ctypes.c_int32),
-        ("chunk_log2", ctypes.c_int32),
-        ("dst", ctypes.c_void_p),
-        ("capacity", ctypes.c_uint64),
-        ("written", ctypes.c_uint64),
-        ("status", ctypes.c_int32),
-    ]
-
-
-class FixedLinearJob(ctypes.Structure):
-    """``nz_fixed_linear_job``."""
-
-    _fields_ = [
-        ("code", ctypes.c_void_p),
-        ("size", ctypes.c_uint64),
-        ("out_features", ctypes.c_uint64),
-        ("in_features", ctypes.c_uint64),
-        ("x", ctypes.c_void_p),
-        ("rows", ctypes.c_uint64),
-        ("bias", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-    ]
-
-
-SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "nz_abi_version": (ctypes.c_int32, []),
-    "nz_isa_name": (ctypes.c_char_p, [ctypes.c_int32]),
-    "nz_isa_available": (ctypes.c_int32, [ctypes.c_int32]),
-    "nz_isa_select": (ctypes.c_int32, [ctypes.c_int32]),
-    "nz_isa_current": (ctypes.c_int32, []),
-    "nz_checksum64": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_size_t]),
-    "nz_plan": (
-        ctypes.c_int32,
-        [ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p],
-    ),
-    "nz_plan_segments": (
-        ctypes.c_int32,
-        [ctypes.c_int32, ctypes.c_int32, ctypes.c_uint64, ctypes.c_void_p],
-    ),
-    "nz_plan_counts": (
-        ctypes.c_int32,
-        [ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p],
-    ),
-    "nz_table_entries": (
-        ctypes.c_int32,
-        [ctypes.c_int32, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p],
-    ),
-    "nz_chunk_bound": (ctypes.c_uint64, [ctypes.c_int32, ctypes.c_int32]),
-    "nz_encode": (ctypes.c_int32, [ctypes.POINTER(EncodeJob), ctypes.c_size_t, ctypes.c_int32]),
-    "nz_decode": (ctypes.c_int32, [ctypes.POINTER(DecodeJob), ctypes.c_size_t, ctypes.c_int32]),
-    "nz_read_header": (
-        ctypes.c_int32,
-        [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int32, ctypes.POINTER(Frame)],
-    ),
-    "nz_write_header": (
-        ctypes.c_int32,
-        [ctypes.POINTER(Frame), ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p],
-    ),
-    "nz_decode_frames": (
-        ctypes.c_int32,
-        [ctypes.POINTER(DecodeFrameJob), ctypes.c_size_t, ctypes.c_int32],
-    ),
-    "nz_encode_frames": (
-        ctypes.c_int32,
-        [ctypes.POINTER(EncodeFrameJob), ctypes.c_size_t, ctypes.c_int32],
-    ),
-    "nz_frame_bound": (
-        ctypes.c_uint64,
-        [ctypes.c_int32, ctypes.c_int32, ctypes.c_uint64, ctypes.c_int32],
-    ),
-    "nz_fixed_bound": (ctypes.c_uint64, [ctypes.c_uint64]),
-    "nz_fixed_encode": (
-        ctypes.c_uint64,
-        [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64],
-    ),
-    "nz_fixed_decode": (
-        ctypes.c_int32,
-        [
-            ctypes.c_void_p,
-            ctypes.c_uint64,
-            ctypes.c_uint64,
-            ctypes.c_uint64,
-            ctypes.c_void_p,
-            ctypes.c_int32,
-        ],
-    ),
-    "nz_fixed_linear": (ctypes.c_int32, [ctypes.POINTER(FixedLinearJob), ctypes.c_int32]),
-}
-"""Result and argument types of every function of ``neuzip.h``; a test compares them."""
 
 
 def _library_path() -> Path:
@@ -258,8 +59,6 @@ def _load() -> tuple[ctypes.CDLL, Path]:
 
 
 _LIBRARY, LIBRARY_PATH = _load()
-
-_libc = ctypes.CDLL(None)
 
 
 def as_bytes(buffer: Any) -> Bytes:
@@ -369,8 +168,8 @@ def decode(jobs: Sequence[DecodeJob], threads: int) -> None:
 def read_header(view: Bytes, whole: bool) -> Frame:
     """The header of the frame that begins a buffer, checked; ``fault`` says which rule it breaks."""
     frame = Frame()
-    if _LIBRARY.nz_read_header(view.ctypes.data, view.size, whole, frame) == _MEMORY:
-        raise _error(_MEMORY)
+    if _LIBRARY.nz_read_header(view.ctypes.data, view.size, whole, frame) == MEMORY:
+        raise _error(MEMORY)
     return frame
 
 
@@ -470,97 +269,8 @@ def _error(status: int) -> NeuzipError:
         return CorruptFrame("the compressed data is damaged")
     if status == -2:
         return TruncatedInput("the compressed data ends too early")
-    if status == _MEMORY:
+    if status == MEMORY:
         raise MemoryError("no memory for the codec's scratch buffers")
     if status == -5:
         return UnsupportedFormat("this release of the codec cannot read it")
     return InvalidArgument(f"the codec refused its arguments (status {status})")
-
-
-def prefer_huge_pages(address: int, size: int) -> None:
-    """Asks for large pages for fresh memory that is about to be filled: touching it a small page at a time takes
-    longer than decoding. Nothing happens where the system has none."""
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if size < _HUGE or advice is None:
-        return
-    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
-    _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
-
-
-def exchange_paths(first: Path, second: Path) -> bool:
-    """Lets two paths change places in one step. False, and nothing is done, where the system cannot."""
-    paths = os.fsencode(first), os.fsencode(second)
-    if hasattr(_libc, "renameat2"):
-        return bool(_libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _EXCHANGE) == 0)
-    if hasattr(_libc, "renamex_np"):
-        return bool(_libc.renamex_np(*paths, _EXCHANGE) == 0)
-    return False
-
-
-def trim_heap() -> None:
-    """Returns the free pages of malloc's heap to the system, in a few milliseconds, where malloc can (glibc).
-
-    For moments at which much has been let go: free memory below the heap's end stays with the process otherwise.
-    """
-    trim = getattr(_libc, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-# Prototypes of their own: other libraries set the types of the functions that ctypes.pythonapi shares.
-_create = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t)(
-    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
-)
-_content = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("PyBytes_AsString", ctypes.pythonapi))
-_resize = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_void_p), ctypes.c_ssize_t)(
-    ("_PyBytes_Resize", ctypes.pythonapi)
-)
-_release = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("Py_DecRef", ctypes.pythonapi))
-
-
-def file_system_type(descriptor: int) -> int | None:
-    """f_type of Linux's fstatfs(2) for an open file; None elsewhere."""
-    if sys.platform != "linux":
-        return None
-    answer = (ctypes.c_long * 64)()  # larger than any struct statfs, whose first field is f_type
-    if ctypes.CDLL(None).fstatfs(descriptor, answer) != 0:
-        return None
-    return int(answer[0]) & 0xFFFFFFFF
-
-
-class BytesBuilder:
-    """A ``bytes`` object that is filled in place and then shortened: saves a copy of every compressed tensor.
-
-    ``address`` may be written up to ``capacity`` until :meth:`finish`. Memory that is never written is
-    never touched.
-    """
-
-    _object = ctypes.c_void_p(None)
-
-    def __init__(self, capacity: int) -> None:
-        # At least two bytes: shorter objects are shared by the interpreter and must not be written.
-        self.capacity = max(capacity, 2)
-        self._object = ctypes.c_void_p(_create(None, self.capacity))
-        self.address: int = _content(self._object)
-        prefer_huge_pages(self.address, self.capacity)
-
-    def write(self, offset: int, data: bytes | bytearray) -> None:
-        """Copies ``data`` to ``offset``."""
-        source = np.frombuffer(data, np.uint8)
-        ctypes.memmove(self.address + offset, source.ctypes.data, source.size)
-
-    def finish(self, size: int) -> bytes:
-        """The object, with its first ``size`` bytes, ``2 <= size <= capacity``."""
-        _resize(ctypes.byref(self._object), size)
-        result: bytes = ctypes.cast(self._object, ctypes.py_object).value
-        self._let_go()
-        return result
-
-    def _let_go(self) -> None:
-        _release(self._object)
-        self._object = ctypes.c_void_p(None)
-
-    def __del__(self) -> None:
-        if self._object.value is not None:
-            self._let_go()

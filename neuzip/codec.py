@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from neuzip import _native
+from neuzip import _abi, _native
 from neuzip._native import Bytes, Words
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError
 from neuzip.layouts import Layout
@@ -173,9 +173,9 @@ def decode_runs(runs: Sequence[DecodeRun], options: Options) -> None:
     _in_threads(lambda run: _decode_other(run, options.verify), others, options)
 
 
-def _encode_job(run: EncodeRun) -> _native.EncodeJob:
+def _encode_job(run: EncodeRun) -> _abi.EncodeJob:
     plan = run.plan
-    return _native.EncodeJob(
+    return _abi.EncodeJob(
         src=run.source.ctypes.data,
         units=run.source.size // plan.layout.width,
         first_chunk=run.first,
@@ -189,9 +189,9 @@ def _encode_job(run: EncodeRun) -> _native.EncodeJob:
     )
 
 
-def _decode_job(run: DecodeRun, verify: bool) -> _native.DecodeJob:
+def _decode_job(run: DecodeRun, verify: bool) -> _abi.DecodeJob:
     plan = run.plan
-    return _native.DecodeJob(
+    return _abi.DecodeJob(
         src=run.source.ctypes.data,
         size=run.source.size,
         index=run.index.ctypes.data,

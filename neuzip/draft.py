@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from neuzip import _native
+from neuzip import _system
 from neuzip.errors import DestinationBusy, NeuzipError, StorageError
 from neuzip.files import created_file, refuse_existing, storage, sync_directory, walk_files
 
@@ -230,7 +230,7 @@ def _put(draft: Path, destination: Path) -> None:
     old = _beside(destination, "old")
     if not destination.exists():
         draft.rename(destination)
-    elif _native.exchange_paths(draft, destination):
+    elif _system.exchange_paths(draft, destination):
         draft.rename(old)
     else:
         # A process killed in between leaves no destination, but all of `old`: _finish_replacement puts it back.

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from neuzip import _native
+from neuzip import _system
 from neuzip.errors import InvalidArgument, NeuzipError, StorageError
 
 BACKENDS = ("mmap", "read", None)
@@ -168,7 +168,7 @@ class MappedFile:
 
 def is_remote(descriptor: int) -> bool:
     """Whether an open file lies on a network file system, as far as the system tells."""
-    return _native.file_system_type(descriptor) in _REMOTE
+    return _system.file_system_type(descriptor) in _REMOTE
 
 
 def same_bytes(left: View, right: View) -> bool:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from neuzip import _native
-from neuzip._native import Bytes, HeaderFault, Words
+from neuzip import _abi, _native, _system
+from neuzip._abi import HeaderFault
+from neuzip._native import Bytes, Words
 from neuzip.codec import (
     LEVELS,
     Coding,
@@ -124,7 +125,7 @@ def read_header(buffer: Any, *, whole: bool = False) -> Header:
     return Header(dtype, shape, found.level, plan, found.frame_size, length, index)
 
 
-def _refusal(found: _native.Frame, available: int) -> NeuzipError:
+def _refusal(found: _abi.Frame, available: int) -> NeuzipError:
     """Why a header is refused, in words."""
     fault = HeaderFault(found.fault)
     if fault is HeaderFault.SHORT:
@@ -139,7 +140,7 @@ def _refusal(found: _native.Frame, available: int) -> NeuzipError:
     return CorruptFrame(_CORRUPT[fault](found), chunk=chunk)
 
 
-_UNSUPPORTED: dict[HeaderFault, Callable[[_native.Frame], str]] = {
+_UNSUPPORTED: dict[HeaderFault, Callable[[_abi.Frame], str]] = {
     HeaderFault.MAGIC: lambda _: "not a neuzip frame: wrong magic",
     HeaderFault.VERSION: lambda found: f"frame version {found.version}, this release reads {VERSION}",
     HeaderFault.REQUIRED: lambda found: (
@@ -148,7 +149,7 @@ _UNSUPPORTED: dict[HeaderFault, Callable[[_native.Frame], str]] = {
     HeaderFault.DTYPE: lambda found: f"dtype code {found.dtype} is unknown",
     HeaderFault.CODING: lambda found: f"coding {found.coding} is unknown",
 }
-_CORRUPT: dict[HeaderFault, Callable[[_native.Frame], str]] = {
+_CORRUPT: dict[HeaderFault, Callable[[_abi.Frame], str]] = {
     HeaderFault.RANGE: lambda _: "the frame header has impossible chunk sizes or dimensions",
     HeaderFault.RATIO: lambda found: f"the frame claims {found.size} original bytes in {found.frame_size}",
     HeaderFault.SIZE: lambda _: "the frame header is longer than its frame",
@@ -273,7 +274,7 @@ def _check_size(size: int, dtype: DType, shape: Sequence[int]) -> None:
 
 def header_bytes(dtype: DType, shape: Sequence[int], plan: Plan, level: str, index: Words) -> bytearray:
     """The header of a frame whose chunks are known."""
-    found = _native.Frame(
+    found = _abi.Frame(
         size=plan.size,
         dtype=dtype.code,
         coding=plan.coding,
@@ -315,7 +316,7 @@ def _encode_others(
     for view, dtype, shape in tensors:
         plan = make_plan(view, dtype.layout, options)
         header_size = _header_size(len(shape), 0, plan.chunk_count)
-        builder = _native.BytesBuilder(header_size + plan.capacity + 8)
+        builder = _system.BytesBuilder(header_size + plan.capacity + 8)
         index = np.empty(2 * plan.chunk_count, np.uint32)
         runs.append(EncodeRun(plan, view, builder.address + header_size, index))
         builders.append(builder)

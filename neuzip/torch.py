@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuzip import _native, reader, torch_checkpoint, writer
+from neuzip import _system, reader, torch_checkpoint, writer
 from neuzip import frame as frames
 from neuzip.codec import Options
 from neuzip.container import Container
@@ -297,7 +297,7 @@ def blank(dtype: DType, shape: tuple[int, ...], device: Any = "cpu") -> torch.Te
         raise InvalidArgument(f"torch {torch.__version__} has no dtype for {dtype.name}")
     tensor = torch.empty(shape, dtype=getattr(torch, dtype.torch), device=device)
     if tensor.device.type == "cpu":
-        _native.prefer_huge_pages(tensor.data_ptr(), tensor.nbytes)
+        _system.prefer_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
 
 

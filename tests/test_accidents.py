@@ -146,7 +146,7 @@ def test_a_replacement_of_a_directory_that_cannot_be_one_step(
     out = tmp_path / "out"
     compress_file(folder, out)
     whole = snapshot(out)
-    monkeypatch.setattr(draft._native, "exchange_paths", lambda first, second: False)
+    monkeypatch.setattr(draft._system, "exchange_paths", lambda first, second: False)
     compress_file(folder, out, force=True)
     assert snapshot(out) == whole
     assert not leftovers(tmp_path)

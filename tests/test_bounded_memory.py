@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors_file import Tensor, build, header_text, model, with_header
 
-from neuzip import _native, files, safe_open
+from neuzip import _system, files, safe_open
 from neuzip.checkpoint import compress_file, decompress_file, verify_file
 from neuzip.container import Container
 from neuzip.errors import DamagedFile, InvalidArgument, StorageError
@@ -117,7 +117,7 @@ def test_the_backend_follows_the_file_system(source: Path, monkeypatch: pytest.M
     with MappedFile(source) as file:
         assert isinstance(file.view, memoryview)
     for nfs in (0x6969, 0xFF534D42, 0x65735546, 0x01021997, 0x0BD00BD0):
-        monkeypatch.setattr(_native, "file_system_type", lambda descriptor, nfs=nfs: nfs)
+        monkeypatch.setattr(_system, "file_system_type", lambda descriptor, nfs=nfs: nfs)
         with MappedFile(source) as file, Container.open(source) as container:
             assert isinstance(file.view, ReadView)
             assert isinstance(container.view, ReadView)
@@ -131,9 +131,9 @@ def test_the_backend_follows_the_file_system(source: Path, monkeypatch: pytest.M
 def test_the_type_of_a_file_system() -> None:
     """Types of linux/magic.h that are there on every Linux."""
     with Path("/proc/self/status").open("rb") as file:
-        assert _native.file_system_type(file.fileno()) == 0x9FA0
+        assert _system.file_system_type(file.fileno()) == 0x9FA0
     with Path("/sys/kernel/mm/transparent_hugepage/enabled").open("rb") as file:
-        assert _native.file_system_type(file.fileno()) == 0x62656572
+        assert _system.file_system_type(file.fileno()) == 0x62656572
 
 
 def test_an_input_error_of_plain_reads_is_an_error(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from distributions import make, shape_of
 
-from neuzip import _native, frame
+from neuzip import _abi, _native, frame
 from neuzip.codec import LEVELS, Coding, EncodeRun, Options, encode_runs, make_plan
 from neuzip.errors import CorruptFrame
 from neuzip.layouts import DTYPES, DType
@@ -148,7 +148,7 @@ def decode_alone(header: frame.Header, number: int, tries: list[bytes]) -> list[
     outs = [np.zeros(units * width, np.uint8) for _ in tries]
     indexes = [np.array([len(chunk), 0], np.uint32) for chunk in tries]
     jobs = [
-        _native.DecodeJob(
+        _abi.DecodeJob(
             src=np.frombuffer(chunk, np.uint8).ctypes.data if chunk else None,
             size=len(chunk),
             index=index.ctypes.data,
@@ -208,7 +208,7 @@ def test_damaged_chunks_are_refused_as_the_reference_does(case: str) -> None:
 def accepted_as_by_the_reference(tables: list[bytes], layout: reference_chunk.Layout) -> list[bool]:
     """Which table blobs the library accepts: those that the reference decoder does."""
     jobs = [
-        _native.DecodeJob(table=table, table_bytes=len(table), layout=layout.id, chunk_log2=10)
+        _abi.DecodeJob(table=table, table_bytes=len(table), layout=layout.id, chunk_log2=10)
         for table in tables
     ]
     _native.decode(jobs, 1)

@@ -12,7 +12,7 @@ from distributions import NAMES, make, shape_of, unit_width
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neuzip import _native, frame
+from neuzip import _abi, _native, frame
 from neuzip.codec import DecodeRun, EncodeRun, Options, decode_runs, encode_runs, make_plan
 from neuzip.errors import CorruptFrame, InvalidArgument
 from neuzip.layouts import DTYPES
@@ -224,7 +224,7 @@ def test_too_little_room_is_refused() -> None:
     data = np.frombuffer(make("weights", "BF16", 5000), np.uint8)
     plan = make_plan(data, DTYPES["BF16"].layout, Options(chunk_log2=10))
     target = np.full(10_000, 0xA5, np.uint8)
-    job = _native.EncodeJob(
+    job = _abi.EncodeJob(
         src=data.ctypes.data,
         units=5000,
         table=plan.table,

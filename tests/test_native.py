@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuzip import _native, frame
+from neuzip import _abi, _native, _system, frame
 from neuzip.codec import Options
 from neuzip.errors import CorruptFrame, InvalidArgument, TruncatedInput, UnsupportedFormat
 from neuzip.layouts import DTYPES, LAYOUTS
@@ -28,12 +28,12 @@ BASE_TYPES = {
     "size_t": ctypes.c_size_t,
 }
 STRUCTURES = {
-    "nz_encode_job": _native.EncodeJob,
-    "nz_decode_job": _native.DecodeJob,
-    "nz_frame": _native.Frame,
-    "nz_encode_frame_job": _native.EncodeFrameJob,
-    "nz_decode_frame_job": _native.DecodeFrameJob,
-    "nz_fixed_linear_job": _native.FixedLinearJob,
+    "nz_encode_job": _abi.EncodeJob,
+    "nz_decode_job": _abi.DecodeJob,
+    "nz_frame": _abi.Frame,
+    "nz_encode_frame_job": _abi.EncodeFrameJob,
+    "nz_decode_frame_job": _abi.DecodeFrameJob,
+    "nz_fixed_linear_job": _abi.FixedLinearJob,
 }
 POINTERS = (ctypes.c_void_p, ctypes.c_char_p)
 
@@ -97,10 +97,10 @@ def define(name: str) -> int:
 
 def test_every_function_has_its_signature() -> None:
     declared = functions()
-    assert set(declared) == set(_native.SIGNATURES)
+    assert set(declared) == set(_abi.SIGNATURES)
     assert CODE.count("NZ_API ") - HEADER.count("#define NZ_API") == len(declared)
     for name, (result, types) in declared.items():
-        found_result, found_types = _native.SIGNATURES[name]
+        found_result, found_types = _abi.SIGNATURES[name]
         assert matches(result, found_result), name
         assert len(types) == len(found_types), name
         for declared_type, found in zip(types, found_types, strict=True):
@@ -117,15 +117,15 @@ def test_every_field_has_its_place_and_type(structure: str) -> None:
 
 
 def test_constants() -> None:
-    assert define("NZ_ABI_VERSION") == _native.ABI_VERSION == _native._LIBRARY.nz_abi_version()
-    assert define("NZ_TABLE_CAPACITY") == _native.TABLE_CAPACITY
-    assert define("NZ_MAX_SEGMENTS") == _native.MAX_SEGMENTS
-    assert define("NZ_SEGMENT_COUNTS") == _native.SEGMENT_COUNTS
+    assert define("NZ_ABI_VERSION") == _abi.ABI_VERSION == _native._LIBRARY.nz_abi_version()
+    assert define("NZ_TABLE_CAPACITY") == _abi.TABLE_CAPACITY
+    assert define("NZ_MAX_SEGMENTS") == _abi.MAX_SEGMENTS
+    assert define("NZ_SEGMENT_COUNTS") == _abi.SEGMENT_COUNTS
     faults = values("nz_header_fault")
     assert [name.removeprefix("NZ_").removeprefix("HEADER_") for name in faults] == [
-        fault.name for fault in _native.HeaderFault
+        fault.name for fault in _abi.HeaderFault
     ]
-    assert list(faults.values()) == list(_native.HeaderFault)
+    assert list(faults.values()) == list(_abi.HeaderFault)
     isas = values("nz_isa")
     assert isas.pop("NZ_ISA_COUNT") == len(isas) == len(_native.isa_names())
     assert _native.isa_names() == [name.removeprefix("NZ_").lower() for name in isas]
@@ -142,13 +142,13 @@ def test_every_status_is_an_error() -> None:
     }
     assert set(statuses) == {*expected, "NZ_MEMORY"}
     for name, error in expected.items():
-        job = _native.DecodeJob(status=statuses[name], bad_chunk=3)
+        job = _abi.DecodeJob(status=statuses[name], bad_chunk=3)
         found = _native.job_error(job)
         assert type(found) is error
         assert found.chunk == (3 if error is CorruptFrame else None)
     with pytest.raises(MemoryError):
-        _native.job_error(_native.EncodeJob(status=statuses["NZ_MEMORY"]))
-    assert _native.job_error(_native.EncodeJob()) is None
+        _native.job_error(_abi.EncodeJob(status=statuses["NZ_MEMORY"]))
+    assert _native.job_error(_abi.EncodeJob()) is None
 
 
 def test_layout_ids_are_those_of_the_library() -> None:
@@ -223,7 +223,7 @@ def test_as_bytes_refuses_what_is_not_contiguous(buffer: Any) -> None:
 
 @pytest.mark.parametrize("capacity", [0, 2, 3, 100, 1 << 20])
 def test_builder_makes_plain_bytes(capacity: int) -> None:
-    builder = _native.BytesBuilder(capacity)
+    builder = _system.BytesBuilder(capacity)
     content = bytes(range(1, 256)) * (capacity // 255 + 1)
     size = max(capacity // 2, 2)
     builder.write(0, content[:1])
@@ -242,7 +242,7 @@ def test_builder_makes_plain_bytes(capacity: int) -> None:
 def test_builders_share_nothing() -> None:
     made = []
     for value in range(100):
-        builder = _native.BytesBuilder(2)
+        builder = _system.BytesBuilder(2)
         builder.write(0, bytes([value, value]))
         made.append(builder.finish(2))
     assert made == [bytes([value, value]) for value in range(100)]
@@ -250,7 +250,7 @@ def test_builders_share_nothing() -> None:
 
 def test_a_builder_that_cannot_be() -> None:
     with pytest.raises((MemoryError, OverflowError)):
-        _native.BytesBuilder(sys.maxsize - 100)
+        _system.BytesBuilder(sys.maxsize - 100)
     gc.collect()
 
 
@@ -261,7 +261,7 @@ def test_builders_free_what_they_hold() -> None:
         for finish in (True, False):
             before, _ = tracemalloc.get_traced_memory()
             for _ in range(500):
-                builder = _native.BytesBuilder(1 << 20)
+                builder = _system.BytesBuilder(1 << 20)
                 if finish:
                     assert len(builder.finish(1 << 19)) == 1 << 19
                 del builder

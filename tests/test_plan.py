@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from distributions import make
 
-from neuzip import _native, frame
+from neuzip import _abi, _native, frame
 from neuzip.codec import LEVELS
 from neuzip.errors import CorruptFrame, InvalidArgument
 from neuzip.layouts import LAYOUTS, Layout
@@ -55,7 +55,7 @@ def test_plan_from_counts(layout: Layout, level: str, units: int, name: str) -> 
 
 def test_counts_of_other_segments_are_refused() -> None:
     with pytest.raises(InvalidArgument):
-        _native.plan_counts(1, 0, 12, np.zeros(_native.SEGMENT_COUNTS, np.uint32), 200_000)
+        _native.plan_counts(1, 0, 12, np.zeros(_abi.SEGMENT_COUNTS, np.uint32), 200_000)
 
 
 @pytest.mark.parametrize("path", sorted(GOOD.glob("*.nzf")), ids=lambda path: path.stem)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from neuzip import _native
+from neuzip import _abi
 from neuzip.cuda import sources
 from neuzip.cuda.driver import Driver, Gpu, current, index_of
 
@@ -115,7 +115,7 @@ def cache_path(gpu: Gpu) -> Path | None:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
         return None
-    key = json.dumps([asdict(gpu), sources.digest(), _native.ABI_VERSION], sort_keys=True)
+    key = json.dumps([asdict(gpu), sources.digest(), _abi.ABI_VERSION], sort_keys=True)
     return base / "neuzip" / f"cuda-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

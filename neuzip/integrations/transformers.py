@@ -24,7 +24,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from neuzip._native import trim_heap
+from neuzip._system import trim_heap
 from neuzip.container import Container
 from neuzip.errors import InvalidArgument
 from neuzip.integrations.conversion import ModuleSelection, Step, conversions, unpack_frames

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from neuzip import _native
+from neuzip import _abi, _native
 from neuzip.codec import Options
 from neuzip.torch import memory
 
@@ -66,7 +66,7 @@ def _multiply(
     y = x.new_empty((*x.shape[:-1], out_features))
     if y.numel() == 0 or in_features == 0:
         return y.copy_(F.linear(x, x.new_empty((out_features, in_features)), bias))
-    job = _native.FixedLinearJob(
+    job = _abi.FixedLinearJob(
         code=code.data_ptr(),
         size=code.numel(),
         out_features=out_features,

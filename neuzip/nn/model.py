@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from neuzip._native import trim_heap
+from neuzip._system import trim_heap
 from neuzip.errors import InvalidArgument
 from neuzip.nn.linear import CompressedLinear
 from neuzip.nn.nvcomp import NvcompTensor

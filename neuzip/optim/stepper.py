@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from neuzip._native import trim_heap
+from neuzip._system import trim_heap
 from neuzip.codec import Options
 from neuzip.errors import InvalidArgument
 from neuzip.nn import CompressedTensor

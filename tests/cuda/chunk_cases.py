@@ -13,7 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from neuzip import _native
+from neuzip import _abi, _native
 from neuzip import frame as frames
 from neuzip.codec import Coding
 from neuzip.cuda.jobs import CHUNK
@@ -111,7 +111,7 @@ def encode(name: str, layout: Layout, original: bytes, blob: bytes, log2: int = 
     source = np.frombuffer(original, np.uint8)
     packed = np.zeros(max(1, count) * _native.chunk_bound(layout.id, log2), np.uint8)
     index = np.zeros((max(1, count), 2), np.uint32)
-    job = _native.EncodeJob(
+    job = _abi.EncodeJob(
         src=source.ctypes.data,
         units=len(original) // width,
         first_chunk=0,
@@ -170,7 +170,7 @@ def decode_one(chunks: Chunks, number: int) -> bytes | None:
     source = np.frombuffer(chunks.packed[start : start + int(record["size"])], np.uint8)
     out = np.zeros(count * chunks.layout.width, np.uint8)
     index = np.array([record["size"], 0], np.uint32)
-    job = _native.DecodeJob(
+    job = _abi.DecodeJob(
         src=source.ctypes.data,
         size=source.size,
         index=index.ctypes.data,
