@@ -1,0 +1,108 @@
+"""Functions of the operating system and of the interpreter that Python itself does not offer, through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+_HUGE = 1 << 22  # bytes from which large pages are asked for: two of x86-64
+
+# Linux's RENAME_EXCHANGE (linux/fs.h), and RENAME_SWAP of macOS (sys/stdio.h).
+_EXCHANGE = 2
+_AT_FDCWD = -100
+
+_libc = ctypes.CDLL(None)
+
+
+def prefer_huge_pages(address: int, size: int) -> None:
+    """Asks for large pages for fresh memory that is about to be filled: touching it a small page at a time takes
+    longer than decoding. Nothing happens where the system has none."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if size < _HUGE or advice is None:
+        return
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
+
+
+def exchange_paths(first: Path, second: Path) -> bool:
+    """Lets two paths change places in one step. False, and nothing is done, where the system cannot."""
+    paths = os.fsencode(first), os.fsencode(second)
+    if hasattr(_libc, "renameat2"):
+        return bool(_libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _EXCHANGE) == 0)
+    if hasattr(_libc, "renamex_np"):
+        return bool(_libc.renamex_np(*paths, _EXCHANGE) == 0)
+    return False
+
+
+def trim_heap() -> None:
+    """Returns the free pages of malloc's heap to the system, in a few milliseconds, where malloc can (glibc).
+
+    For moments at which much has been let go: free memory below the heap's end stays with the process otherwise.
+    """
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def file_system_type(descriptor: int) -> int | None:
+    """f_type of Linux's fstatfs(2) for an open file; None elsewhere."""
+    if sys.platform != "linux":
+        return None
+    answer = (ctypes.c_long * 64)()  # larger than any struct statfs, whose first field is f_type
+    if _libc.fstatfs(descriptor, answer) != 0:
+        return None
+    return int(answer[0]) & 0xFFFFFFFF
+
+
+# Prototypes of their own: other libraries set the types of the functions that ctypes.pythonapi shares.
+_create = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t)(
+    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
+)
+_content = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("PyBytes_AsString", ctypes.pythonapi))
+_resize = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_void_p), ctypes.c_ssize_t)(
+    ("_PyBytes_Resize", ctypes.pythonapi)
+)
+_release = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("Py_DecRef", ctypes.pythonapi))
+
+
+class BytesBuilder:
+    """A ``bytes`` object that is filled in place and then shortened: saves a copy of every compressed tensor.
+
+    ``address`` may be written up to ``capacity`` until :meth:`finish`. Memory that is never written is
+    never touched.
+    """
+
+    _object = ctypes.c_void_p(None)
+
+    def __init__(self, capacity: int) -> None:
+        # At least two bytes: shorter objects are shared by the interpreter and must not be written.
+        self.capacity = max(capacity, 2)
+        self._object = ctypes.c_void_p(_create(None, self.capacity))
+        self.address: int = _content(self._object)
+        prefer_huge_pages(self.address, self.capacity)
+
+    def write(self, offset: int, data: bytes | bytearray) -> None:
+        """Copies ``data`` to ``offset``."""
+        source = np.frombuffer(data, np.uint8)
+        ctypes.memmove(self.address + offset, source.ctypes.data, source.size)
+
+    def finish(self, size: int) -> bytes:
+        """The object, with its first ``size`` bytes, ``2 <= size <= capacity``."""
+        _resize(ctypes.byref(self._object), size)
+        result: bytes = ctypes.cast(self._object, ctypes.py_object).value
+        self._let_go()
+        return result
+
+    def _let_go(self) -> None:
+        _release(self._object)
+        self._object = ctypes.c_void_p(None)
+
+    def __del__(self) -> None:
+        if self._object.value is not None:
+            self._let_go()
