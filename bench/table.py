@@ -118,7 +118,7 @@ def caption(results: Results) -> str:
         f"zstd through zstandard {versions['zstandard']}. "
         f"Medians of at least {results.method.least} interleaved rounds, in GB (10⁹ bytes) of original bytes "
         "a second. In brackets: times as fast as ZipNN, or for files as lmz, with as many threads. "
-        "ZipNN and zstd get each model in one call, and always write to fresh memory."
+        "ZipNN and zstd get each model in one call, and write to memory of their own, fresh for the large model."
     )
 
 
