@@ -23,7 +23,6 @@ from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError
 from neuzip.layouts import Layout
 
 LEVELS = ("default", "max")
-_SMALL = 256  # bytes below which nothing is coded
 _ZSTD_CHUNK_LOG2 = 20
 _ZSTD_LEVEL = 3
 
@@ -108,12 +107,12 @@ class Plan:
 
 def is_coded(size: int, layout: Layout) -> bool:
     """Whether a tensor of ``size`` bytes is cut into planes."""
-    return layout.planes and size >= _SMALL
+    return layout.planes and size >= _abi.SMALL
 
 
 def make_plan(data: Bytes, layout: Layout, options: Options) -> Plan:
     """Looks at a tensor's bytes and decides how to code them."""
-    if data.size < _SMALL:
+    if data.size < _abi.SMALL:
         return Plan(layout, Coding.STORED, _ZSTD_CHUNK_LOG2, b"", data.size)
     if not layout.planes:
         return Plan(layout, Coding.ZSTD, _ZSTD_CHUNK_LOG2, b"", data.size)

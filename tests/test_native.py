@@ -121,6 +121,7 @@ def test_constants() -> None:
     assert define("NZ_TABLE_CAPACITY") == _abi.TABLE_CAPACITY
     assert define("NZ_MAX_SEGMENTS") == _abi.MAX_SEGMENTS
     assert define("NZ_SEGMENT_COUNTS") == _abi.SEGMENT_COUNTS
+    assert define("NZ_SMALL") == _abi.SMALL
     faults = values("nz_header_fault")
     assert [name.removeprefix("NZ_").removeprefix("HEADER_") for name in faults] == [
         fault.name for fault in _abi.HeaderFault
