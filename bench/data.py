@@ -135,7 +135,7 @@ TITLES = {
 
 
 def datasets(tiny: bool) -> Iterator[Dataset]:
-    """All data, made where they are missing. Drop each before the next: together they fill the memory."""
+    """All data, made where they are missing."""
     folder = CACHE / "tiny" if tiny else CACHE
     folder.mkdir(parents=True, exist_ok=True)
     for name, recipe in RECIPES.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from machine import Machine
 from ratio import Ratio
 from rounds import Label, Measurement, Method
 
+Answers = Sequence[Ratio] | Sequence[Measurement]
 DIGITS = 6  # of seconds: microseconds
 
 
@@ -25,11 +26,11 @@ class Results:
     ratios: tuple[Ratio, ...] = ()
     measurements: tuple[Measurement, ...] = ()
 
-    def with_more(self, ratios: Iterable[Ratio] = (), measurements: Iterable[Measurement] = ()) -> Results:
+    def with_more(self, answers: Answers) -> Results:
         return replace(
             self,
-            ratios=(*self.ratios, *ratios),
-            measurements=(*self.measurements, *measurements),
+            ratios=(*self.ratios, *(row for row in answers if isinstance(row, Ratio))),
+            measurements=(*self.measurements, *(row for row in answers if isinstance(row, Measurement))),
         )
 
     def ratio(self, data: str, codec: str, scope: str) -> float | None:

@@ -6,8 +6,10 @@ QUESTIONs, of ratio, decode, encode and files, ask only those, and write nothing
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 
 import click
@@ -20,7 +22,7 @@ import torch
 from data import CACHE, TITLES, Dataset, datasets
 from musts import judge
 from plot import draw
-from results import Results, from_json, to_json
+from results import Answers, Results, from_json, to_json
 from rich.console import Console
 from rounds import Method, WrongBytes
 from table import markdown, terminal_table, verdict_table
@@ -34,25 +36,21 @@ TINY = Method(least=3, most=3)
 WIDTH = 120  # of the tables, where the output is no terminal
 
 
-def ask(data: Dataset, questions: tuple[str, ...], results: Results) -> Results:
-    """One dataset's answers, added."""
-    for question in questions:
-        if question == "files" and data.name not in files.DATA:
-            continue
-        click.echo(f"{TITLES[data.name]}: {question}", err=True)
-        if question == "ratio":
-            results = results.with_more(ratios=ratio.ask(data))
-        elif question == "decode":
-            results = results.with_more(measurements=decode.ask(data, results.method))
-        elif question == "encode":
-            results = results.with_more(measurements=encode.ask(data, results.method))
-        else:
-            results = results.with_more(measurements=files.ask(data, results.method))
-    return results
+def ask(data: Dataset, question: str, method: Method) -> Answers:
+    """One question about one dataset."""
+    torch.set_num_threads(1)  # the fresh copy is a limit for one thread
+    if question == "ratio":
+        return ratio.ask(data)
+    return {"decode": decode.ask, "encode": encode.ask, "files": files.ask}[question](data, method)
+
+
+def alone(data: Dataset, question: str, method: Method) -> Answers:
+    """In a process of its own: what memory is fresh must not depend on the data before."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(ask, data, question, method).result()
 
 
 def run(questions: tuple[str, ...], tiny: bool) -> Results:
-    torch.set_num_threads(1)  # the fresh copy is a limit for one thread
     results = Results(
         date=datetime.now(UTC).date().isoformat(),
         commit=machine.commit(),
@@ -61,7 +59,11 @@ def run(questions: tuple[str, ...], tiny: bool) -> Results:
         method=TINY if tiny else Method(),
     )
     for data in datasets(tiny):
-        results = ask(data, questions, results)
+        for question in questions:
+            if question == "files" and data.name not in files.DATA:
+                continue
+            click.echo(f"{TITLES[data.name]}: {question}", err=True)
+            results = results.with_more(alone(data, question, results.method))
     return results
 
 

@@ -38,7 +38,7 @@ def run(questions: tuple[str, ...], scale: Scale) -> Results:
     )
     for question in questions:
         click.echo(TITLES[question], err=True)
-        results = results.with_more(measurements=ask(question, scale))
+        results = results.with_more(ask(question, scale))
     return results
 
 
