@@ -54,14 +54,15 @@ inline uint32_t put(uint32_t x, uint32_t frequency, uint32_t start, int bits, ui
 // What the words of a stream are fetched ahead by: some 1,500 symbols.
 constexpr uintptr_t kWordsAhead = 512;
 
-// Fetches the lines that belong to symbols from … from + count − 1 (kernels.h, DecodeStream).
-inline void fetch_ahead(const DecodeStream &stream, const uint8_t *next, size_t from, size_t count) {
+// Fetches the lines that belong to the 64 symbols from `from` (kernels.h, DecodeStream): of units of two
+// bytes all, of larger ones as many.
+inline void fetch_ahead(const DecodeStream &stream, const uint8_t *next, size_t from) {
   const auto line = [](uintptr_t address) { return reinterpret_cast<const void *>(address); };
+  const uintptr_t writes = stream.writes + from * stream.write_width;
   __builtin_prefetch(line(reinterpret_cast<uintptr_t>(next) + kWordsAhead));
   __builtin_prefetch(line(stream.reads + from));
-  const size_t end = (from + count) * stream.write_width;
-  for (size_t at = from * stream.write_width; at < end; at += 64)
-    __builtin_prefetch(line(stream.writes + at), 1);
+  __builtin_prefetch(line(writes), 1);
+  __builtin_prefetch(line(writes + 64), 1);
 }
 
 // Fetches the lines that belong to step s (kernels.h, EncodeStream).

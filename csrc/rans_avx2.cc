@@ -3,7 +3,8 @@
 // Ranks are looked up without gathers: a slot's high byte is compared with the boundaries of the main ranks
 // (all are multiples of 256, §4.2), which counts the rank; what a rank needs is then sixteen bytes in a
 // register, one shuffle away. States are kept as separate high and low halves, sixteen lanes a register, and
-// all arithmetic is 16 bits.
+// all arithmetic is 16 bits. Low halves are kept with their top bit flipped: AVX2 compares signed numbers
+// only, and flipped ones compare as the unsigned ones do.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -32,11 +33,16 @@ struct SplitBytes {
   }
 };
 
-// Eight words, at the lanes of `mask`; moves `next` past those taken.
+// Eight words, at the lanes of a mask, given as its offset in the table of shuffles.
+inline __m128i spread_words(const uint8_t *words, size_t offset) {
+  const auto *shuffle =
+      reinterpret_cast<const __m128i *>(reinterpret_cast<const uint8_t *>(kWordShuffles.take) + offset);
+  return _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(words)), _mm_load_si128(shuffle));
+}
+
+// The same, and moves `next` past those taken.
 inline __m128i take_words(const uint8_t **next, uint64_t mask) {
-  const __m128i words =
-      _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(*next)),
-                       _mm_load_si128(reinterpret_cast<const __m128i *>(kWordShuffles.take[mask])));
+  const __m128i words = spread_words(*next, mask * sizeof *kWordShuffles.take);
   *next += 2 * static_cast<size_t>(_mm_popcnt_u64(mask));
   return words;
 }
@@ -74,7 +80,7 @@ template <int kBoundaries>
 struct RankRegisters {
   SplitBytes frequency, start;
   __m256i symbol, fine;
-  __m256i boundary[kBoundaries];  // last high byte of each main rank, biased for signed comparison
+  __m256i boundary[kBoundaries];  // last high byte of each main rank, its top bit flipped
 
   explicit RankRegisters(const RankTable &table)
       : frequency(table.frequency), start(table.start), symbol(both(table.symbol)), fine(both(table.fine)) {
@@ -84,20 +90,20 @@ struct RankRegisters {
     }
   }
 
-  // Ranks of 32 slots given as high and low bytes. Slots from 65280 have high byte 255 and are fine.
+  // Ranks of 32 slots given as bytes, the high ones flipped. Slots from 65280 have high byte 255 and are
+  // fine.
   __m256i rank(__m256i high, __m256i low) const {
-    const __m256i biased = _mm256_xor_si256(high, _mm256_set1_epi8(static_cast<char>(0x80)));
     __m256i even = _mm256_setzero_si256(), odd = even;
 #pragma GCC unroll 16
     for (int i = 0; i < kBoundaries; i++) {
-      const __m256i above = _mm256_cmpgt_epi8(biased, boundary[i]);
+      const __m256i above = _mm256_cmpgt_epi8(high, boundary[i]);
       if (i & 1)
         odd = _mm256_sub_epi8(odd, above);
       else
         even = _mm256_sub_epi8(even, above);
     }
     const __m256i nibble = _mm256_and_si256(_mm256_srli_epi16(low, 4), _mm256_set1_epi8(15));
-    const __m256i is_fine = _mm256_cmpeq_epi8(high, _mm256_set1_epi8(-1));
+    const __m256i is_fine = _mm256_cmpeq_epi8(high, _mm256_set1_epi8(0x7f));
     return _mm256_blendv_epi8(_mm256_add_epi8(even, odd), _mm256_shuffle_epi8(fine, nibble), is_fine);
   }
 };
@@ -125,11 +131,42 @@ struct Halves {
   }
 };
 
-// One step of one stream: x = f · (x >> 16) + slot − start, then renormalise.
+inline __m256i top_bit() { return _mm256_set1_epi16(static_cast<short>(0x8000)); }
+inline __m256i flip(__m256i low) { return _mm256_xor_si256(low, top_bit()); }
+
+// The states of a stream being decoded, low halves flipped.
+struct FlippedHalves : Halves {
+  explicit FlippedHalves(const uint32_t *state) : Halves(state) { flip_both(); }
+  void write(uint32_t *state) {
+    flip_both();
+    Halves::write(state);
+  }
+  void flip_both() {
+    for (__m256i &half : low) half = flip(half);
+  }
+
+  // x = f · (x >> 16) + slot − start, in lanes 16 j … 16 j + 15; −1 where that is short of a word.
+  __m256i advance(int j, __m256i f, __m256i start) {
+    const __m256i within = _mm256_sub_epi16(low[j], start);
+    low[j] = _mm256_add_epi16(_mm256_mullo_epi16(f, high[j]), within);
+    const __m256i carry = _mm256_cmpgt_epi16(within, low[j]);  // −1 where the sum wrapped
+    high[j] = _mm256_sub_epi16(_mm256_mulhi_epu16(f, high[j]), carry);
+    return _mm256_cmpeq_epi16(high[j], _mm256_setzero_si256());
+  }
+
+  // x = x << 16 | word where x is short; words are 0 elsewhere.
+  void renormalise(int j, __m256i is_short, __m256i words) {
+    const __m256i kept = _mm256_blendv_epi8(low[j], top_bit(), is_short);
+    high[j] = _mm256_or_si256(high[j], _mm256_xor_si256(kept, low[j]));
+    low[j] = _mm256_xor_si256(kept, words);
+  }
+};
+
+// One step of one stream.
 template <int kBoundaries>
-inline void rank_step(const RankRegisters<kBoundaries> &table, Halves *x, const uint8_t **next,
+inline void rank_step(const RankRegisters<kBoundaries> &table, FlippedHalves *x, const uint8_t **next,
                       uint8_t *symbols) {
-  const __m256i byte = _mm256_set1_epi16(0xff), zero = _mm256_setzero_si256();
+  const __m256i byte = _mm256_set1_epi16(0xff);
   const __m256i l0 = x->low[0], l1 = x->low[1];
   // Packing interleaves the two registers' 128-bit halves; unpacking below undoes it.
   const __m256i rank =
@@ -140,37 +177,31 @@ inline void rank_step(const RankRegisters<kBoundaries> &table, Halves *x, const 
   const __m256i sl = _mm256_shuffle_epi8(table.start.low, rank);
   const __m256i sh = _mm256_shuffle_epi8(table.start.high, rank);
   store(symbols, _mm256_permute4x64_epi64(_mm256_shuffle_epi8(table.symbol, rank), 0xd8));
-#pragma GCC unroll 2
-  for (int j = 0; j < 2; j++) {
-    const __m256i f = j ? _mm256_unpackhi_epi8(fl, fh) : _mm256_unpacklo_epi8(fl, fh);
-    const __m256i start = j ? _mm256_unpackhi_epi8(sl, sh) : _mm256_unpacklo_epi8(sl, sh);
-    const __m256i within = _mm256_sub_epi16(x->low[j], start);
-    const __m256i low = _mm256_add_epi16(_mm256_mullo_epi16(f, x->high[j]), within);
-    // The sum wrapped, so the high half gets a carry, unless it is at least an addend; the compare gives −1
-    // there.
-    const __m256i no_carry = _mm256_cmpeq_epi16(_mm256_max_epu16(low, within), low);
-    const __m256i high =
-        _mm256_add_epi16(_mm256_add_epi16(_mm256_mulhi_epu16(f, x->high[j]), _mm256_set1_epi16(1)), no_carry);
-    const __m256i needs = _mm256_cmpeq_epi16(high, zero);
-    const uint32_t mask = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_packs_epi16(needs, zero)));
-    const __m128i w0 = take_words(next, mask & 0xff);
-    const __m128i w1 = take_words(next, mask >> 16);
-    x->high[j] = _mm256_or_si256(high, _mm256_and_si256(needs, low));
-    x->low[j] = _mm256_or_si256(_mm256_andnot_si256(needs, low),
-                                _mm256_inserti128_si256(_mm256_castsi128_si256(w0), w1, 1));
-  }
+  const __m256i short0 = x->advance(0, _mm256_unpacklo_epi8(fl, fh), _mm256_unpacklo_epi8(sl, sh));
+  const __m256i short1 = x->advance(1, _mm256_unpackhi_epi8(fl, fh), _mm256_unpackhi_epi8(sl, sh));
+  // The mask's bytes stand for lanes 0–7, 16–23, 8–15, 24–31. A shuffle has 16 bytes, and what is left of a
+  // mask's bits when they are its offset counts the same words.
+  const auto mask = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_packs_epi16(short0, short1)));
+  const size_t of0 = mask << 4 & 0xff0, of1 = mask >> 12 & 0xff0, of2 = mask >> 4 & 0xff0,
+               of3 = mask >> 20 & 0xff0;
+  const auto taken = [](size_t offset) { return 2 * static_cast<size_t>(_mm_popcnt_u64(offset)); };
+  const uint8_t *const next0 = *next, *const next1 = next0 + taken(of0), *const next2 = next1 + taken(of1),
+                       *const next3 = next2 + taken(of2);
+  *next = next0 + taken(mask);
+  x->renormalise(0, short0, _mm256_set_m128i(spread_words(next1, of1), spread_words(next0, of0)));
+  x->renormalise(1, short1, _mm256_set_m128i(spread_words(next3, of3), spread_words(next2, of2)));
 }
 
 template <int kStreams, int kBoundaries>
 void decode_rank_streams(const RankTable *const *tables, DecodeStream *const *streams, size_t steps) {
   const RankRegisters<kBoundaries> table0(*tables[0]), table1(*tables[kStreams - 1]);
-  Halves x0(streams[0]->state), x1(streams[kStreams - 1]->state);
+  FlippedHalves x0(streams[0]->state), x1(streams[kStreams - 1]->state);
   const uint8_t *next0 = streams[0]->next, *next1 = streams[kStreams - 1]->next;
   for (size_t at = 0; at < kLanes * steps; at += kLanes) {
-    fetch_ahead(*streams[0], next0, at, kLanes);
+    if (at % (2 * kLanes) == 0) fetch_ahead(*streams[0], next0, at);
     rank_step(table0, &x0, &next0, streams[0]->symbols + at);
     if (kStreams == 1) continue;
-    fetch_ahead(*streams[1], next1, at, kLanes);
+    if (at % (2 * kLanes) == 0) fetch_ahead(*streams[1], next1, at);
     rank_step(table1, &x1, &next1, streams[1]->symbols + at);
   }
   x0.write(streams[0]->state);
@@ -238,10 +269,10 @@ void decode_byte_streams(const ByteTable *const *tables, DecodeStream *const *st
   States x0(streams[0]->state), x1(streams[kStreams - 1]->state);
   const uint8_t *next0 = streams[0]->next, *next1 = streams[kStreams - 1]->next;
   for (size_t at = 0; at < kLanes * steps; at += kLanes) {
-    fetch_ahead(*streams[0], next0, at, kLanes);
+    if (at % (2 * kLanes) == 0) fetch_ahead(*streams[0], next0, at);
     byte_step(*tables[0], &x0, &next0, streams[0]->symbols + at);
     if (kStreams == 1) continue;
-    fetch_ahead(*streams[1], next1, at, kLanes);
+    if (at % (2 * kLanes) == 0) fetch_ahead(*streams[1], next1, at);
     byte_step(*tables[1], &x1, &next1, streams[1]->symbols + at);
   }
   x0.write(streams[0]->state);

@@ -120,7 +120,7 @@ void decode_rank_streams(const RankTable *const *tables, DecodeStream *const *st
     __m512i ranks[kCount];
 #pragma GCC unroll 4
     for (int k = 0; k < kCount; k++) {
-      fetch_ahead(*streams[k], states[k].next, at, 64);
+      fetch_ahead(*streams[k], states[k].next, at);
       ranks[k] = states[k].step({*tables[k]});
     }
 #pragma GCC unroll 4
@@ -211,7 +211,7 @@ void decode_byte_streams(const ByteTable *const *tables, DecodeStream *const *st
   for (size_t at = 0; at < kLanes * steps; at += kLanes)
 #pragma GCC unroll 2
     for (int k = 0; k < kCount; k++) {
-      fetch_ahead(*streams[k], states[k].next, at, kLanes);
+      if (at % (2 * kLanes) == 0) fetch_ahead(*streams[k], states[k].next, at);
       const __m256i symbols = states[k].step(k ? last : first);
       _mm256_storeu_si256(reinterpret_cast<__m256i *>(streams[k]->symbols + at), symbols);
     }

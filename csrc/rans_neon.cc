@@ -134,7 +134,7 @@ void decode_rank_streams(const RankTable &table, DecodeStream *const *streams, s
   for (int k = 0; k < kCount; k++) states[k].load(*streams[k]);
   for (size_t s = 0; s < steps; s++)
     for (int k = 0; k < kCount; k++) {
-      fetch_ahead(*streams[k], states[k].next, kLanes * s, kLanes);
+      if (s % 2 == 0) fetch_ahead(*streams[k], states[k].next, kLanes * s);
       states[k].step(vectors, streams[k]->symbols + kLanes * s);
     }
   for (int k = 0; k < kCount; k++) states[k].store(streams[k]);

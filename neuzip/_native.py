@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,7 @@ def decode_frames(items: Sequence[tuple[Bytes, Bytes]], verify: bool, threads: i
     """Decodes whole frames into buffers of their original size. Returns the numbers of those it did not: damaged,
     of coding zstd, or of another size.
     """
-    jobs = (DecodeFrameJob * len(items))()
+    jobs = _array(DecodeFrameJob, len(items))()
     for job, (frame, out) in zip(jobs, items, strict=True):
         job.src, job.size = frame.ctypes.data, frame.size
         job.dst, job.capacity = out.ctypes.data, out.size
@@ -201,11 +202,11 @@ def encode_frames(
     tensors: Sequence[tuple[Bytes, int, Sequence[int]]], level: int, chunk_log2: int, threads: int
 ) -> list[bytes]:
     """A frame for each tensor: its bytes, the code of its dtype, which is cut into planes, and its shape."""
-    jobs = (EncodeFrameJob * len(tensors))()
+    jobs = _array(EncodeFrameJob, len(tensors))()
     kept: list[Any] = []
     builders = []
     for job, (data, dtype, shape) in zip(jobs, tensors, strict=True):
-        lengths = (ctypes.c_uint64 * len(shape))(*shape)
+        lengths = _array(ctypes.c_uint64, len(shape))(*shape)
         kept.append(lengths)
         builder = BytesBuilder(_LIBRARY.nz_frame_bound(dtype, len(shape), data.size, chunk_log2))
         builders.append(builder)
@@ -247,8 +248,14 @@ def fixed_linear(job: FixedLinearJob, threads: int) -> None:
         raise _error(status)
 
 
+@lru_cache(maxsize=64)
+def _array(kind: Any, length: int) -> Any:
+    """The type of ctypes' arrays; ctypes itself forgets types, and making one takes longer than a small tensor."""
+    return kind * length
+
+
 def _run(function: Any, kind: Any, jobs: Sequence[Any], threads: int) -> None:
-    array = (kind * len(jobs))(*jobs)
+    array = _array(kind, len(jobs))(*jobs)
     function(array, len(jobs), threads)
     for job, done in zip(jobs, array, strict=True):
         ctypes.pointer(job)[0] = done

@@ -112,10 +112,7 @@ def read_header(buffer: Any, *, whole: bool = False) -> Header:
     CorruptFrame or UnsupportedFormat.
     """
     view = _native.as_bytes(buffer)
-    found = _native.read_header(view, whole)
-    dtype = dtype_by_code(found.dtype)
-    if found.fault or dtype is None:
-        raise _refusal(found, view.size)
+    found, dtype = _read_checked(view, whole)
     shape = tuple(found.shape[: found.ndim])
     length = found.header_size
     at = FIXED_SIZE + 8 * found.ndim
@@ -123,6 +120,20 @@ def read_header(buffer: Any, *, whole: bool = False) -> Header:
     plan = Plan(dtype.layout, Coding(found.coding), found.chunk_log2, table, found.size)
     index = view[length - 8 * found.chunks : length].copy().view("<u4")
     return Header(dtype, shape, found.level, plan, found.frame_size, length, index)
+
+
+def read_type(frame: Any) -> tuple[DType, tuple[int, ...]]:
+    """Dtype and shape of a whole frame, of which the header is checked. Raises as :func:`read_header` does."""
+    found, dtype = _read_checked(_native.as_bytes(frame), whole=True)
+    return dtype, tuple(found.shape[: found.ndim])
+
+
+def _read_checked(view: Bytes, whole: bool) -> tuple[_abi.Frame, DType]:
+    found = _native.read_header(view, whole)
+    dtype = dtype_by_code(found.dtype)
+    if found.fault or dtype is None:
+        raise _refusal(found, view.size)
+    return found, dtype
 
 
 def _refusal(found: _abi.Frame, available: int) -> NeuzipError:
@@ -202,6 +213,8 @@ def decode_many(
     views = [(_native.as_bytes(frame), _writable(out)) for frame, out in items]
     # Those of coding zstd, and what is refused, which is looked at again to say why.
     left = _native.decode_frames(views, options.verify, options.thread_count)
+    if not left:
+        return
     runs = []
     for number in left:
         frame, out = views[number]

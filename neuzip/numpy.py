@@ -89,13 +89,13 @@ def decompress(frame: Any, out: Array | None = None, threads: int | None = None)
 
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat; InvalidArgument if out does not fit.
     """
-    header = frames.read_header(frame, whole=True)
-    array = blank(header.dtype, header.shape)
+    dtype, shape = frames.read_type(frame)
+    array = blank(dtype, shape)
     if out is not None:
-        _check_out(out, header.dtype, header.shape)
-        array = out if header.dtype.bits >= 8 else array
+        _check_out(out, dtype, shape)
+        array = out if dtype.bits >= 8 else array
     frames.decode(frame, memory(array), Options(threads=threads))
-    result = finish(array, header.dtype, header.shape)
+    result = finish(array, dtype, shape)
     if out is None or result is out:
         return result
     np.copyto(out, result)

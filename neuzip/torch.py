@@ -131,12 +131,12 @@ def decompress(
         return _decompress_there(frame, out)
     if isinstance(frame, torch.Tensor):
         frame = memory(_dense(frame))
-    header = frames.read_header(frame, whole=True)
-    shape = native_shape(header.dtype, header.shape)
+    dtype, file_shape = frames.read_type(frame)
+    shape = native_shape(dtype, file_shape)
     if out is None:
-        tensor = blank(header.dtype, shape, target if works_on(target) else "cpu")
+        tensor = blank(dtype, shape, target if works_on(target) else "cpu")
     else:
-        _check_out(out, header.dtype, shape)
+        _check_out(out, dtype, shape)
         tensor = out.detach()
     options = Options(threads=threads)
     if tensor.device.type == "cpu":
@@ -145,9 +145,10 @@ def decompress(
     if works_on(tensor.device):
         from neuzip.cuda import loading
 
-        loading.load([loading.Item("", np.frombuffer(frame, np.uint8), header, tensor)], options)
+        item = loading.Item("", np.frombuffer(frame, np.uint8), frames.read_header(frame), tensor)
+        loading.load([item], options)
     else:
-        host = blank(header.dtype, shape)
+        host = blank(dtype, shape)
         frames.decode(frame, memory(host), options)
         tensor.copy_(host)
     return tensor if out is None else out
