@@ -135,10 +135,7 @@ void place_chunk(nz_encode_job *job, Placement *placement, uint64_t chunk, const
 class Workbench {
  public:
   // Null if memory is short.
-  ChunkDecoder *decoder() {
-    if (!decoder_) decoder_ = make_chunk_decoder();
-    return decoder_.get();
-  }
+  ChunkDecoder *decoder() { return chunk_decoder(&decoder_); }
   EncodeScratch *encode_scratch() {
     if (!encode_) encode_ = make_encode_scratch();
     return encode_.get();

@@ -85,7 +85,8 @@ struct ChunkDecoderDeleter {
   void operator()(ChunkDecoder *decoder) const;
 };
 using ChunkDecoderPtr = std::unique_ptr<ChunkDecoder, ChunkDecoderDeleter>;
-ChunkDecoderPtr make_chunk_decoder();  // null if memory is short
+// The one kept, or one for the loops in use if it is for others; null if memory is short.
+ChunkDecoder *chunk_decoder(ChunkDecoderPtr *kept);
 void decode_chunks(DecodeFeed &feed, ChunkDecoder *decoder);
 
 class EncodeScratch;

@@ -2,7 +2,9 @@
 // first-level cache.
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <new>
+#include <utility>
 
 #include "chunk.h"
 #include "rans.h"
@@ -49,9 +51,10 @@ void tail_byte(const ByteTable &table, DecodeStream *stream, uint8_t *symbols, s
   for (size_t lane = 0; lane < n; lane++) symbols[lane] = get_byte(table, stream, static_cast<int>(lane));
 }
 
-// Chunks that may be open at once. The loops want streams of one kind of table, rank or not; of so many
-// chunks, one kind has as many as they want.
-constexpr int kSlots = 2 * kMaxInterleave - 1;
+// Chunks that may be open at once. The loops want `interleave` streams of one kind of table, rank or not; of
+// so many chunks, one kind has as many as they want.
+constexpr int slots_for(int interleave) { return 2 * interleave - 1; }
+constexpr int kMaxSlots = slots_for(kMaxInterleave);
 
 // A chunk that is being decoded.
 struct OpenChunk {
@@ -222,6 +225,9 @@ void decode_tile(OpenChunk *const *open, int count, size_t n) {
 
 class ChunkDecoder {
  public:
+  // As many slots as the loops want: each is most of a megabyte. Null where there is no memory.
+  static ChunkDecoderPtr make(int interleave);
+  int interleave() const { return interleave_; }
   void run(DecodeFeed &feed);
 
  private:
@@ -233,27 +239,43 @@ class ChunkDecoder {
   void finish(DecodeFeed &feed, OpenChunk *open);
   int gather(OpenChunk **alike);
 
-  OpenChunk slots_[kSlots];
-  bool in_use_[kSlots] = {};
-  TableCache tables_[kSlots];
+  int interleave_, slot_count_;
+  std::unique_ptr<OpenChunk[]> slots_;
+  std::unique_ptr<TableCache[]> tables_;  // one for each slot
+  bool in_use_[kMaxSlots] = {};
   ByteTable local_table_;
   uint8_t local_words_[2 * kMaxUnits + kReadAhead];
 };
 
-ChunkDecoderPtr make_chunk_decoder() { return ChunkDecoderPtr(new (std::nothrow) ChunkDecoder); }
+ChunkDecoderPtr ChunkDecoder::make(int interleave) {
+  ChunkDecoderPtr decoder(new (std::nothrow) ChunkDecoder);
+  if (!decoder) return nullptr;
+  const int slots = slots_for(interleave);
+  decoder->interleave_ = interleave, decoder->slot_count_ = slots;
+  decoder->slots_.reset(new (std::nothrow) OpenChunk[slots]);
+  decoder->tables_.reset(new (std::nothrow) TableCache[slots]);
+  return decoder->slots_ && decoder->tables_ ? std::move(decoder) : nullptr;
+}
+
+ChunkDecoder *chunk_decoder(ChunkDecoderPtr *kept) {
+  const int interleave = kernels().interleave;
+  if (!*kept || (*kept)->interleave() != interleave) *kept = ChunkDecoder::make(interleave);
+  return kept->get();
+}
 void ChunkDecoderDeleter::operator()(ChunkDecoder *decoder) const { delete decoder; }
 void decode_chunks(DecodeFeed &feed, ChunkDecoder *decoder) { decoder->run(feed); }
 
 // The chunk's table, loaded unless some slot has it: tables are large enough to be worth sharing the cache.
 const TableCache *ChunkDecoder::load_table(const DecodeChunk &chunk) {
   TableCache *free = nullptr;
-  for (TableCache &table : tables_) {
+  for (int t = 0; t < slot_count_; t++) {
+    TableCache &table = tables_[t];
     if (table.holds(*chunk.tables, chunk.table_number)) {
       free = &table;
       break;
     }
     bool used = false;
-    for (int k = 0; k < kSlots; k++) used |= in_use_[k] && slots_[k].table == &table;
+    for (int k = 0; k < slot_count_; k++) used |= in_use_[k] && slots_[k].table == &table;
     if (!used) free = &table;
   }
   free->load(*chunk.tables, chunk.table_number);  // never null: there are as many tables as slots
@@ -289,7 +311,7 @@ nz_status ChunkDecoder::open_planes(OpenChunk *open) {
 
 // Takes a chunk and opens it, or, where nothing waits for anything, decodes it at once.
 bool ChunkDecoder::open_next(DecodeFeed &feed) {
-  const auto slot = static_cast<int>(std::find(in_use_, in_use_ + kSlots, false) - in_use_);
+  const auto slot = static_cast<int>(std::find(in_use_, in_use_ + slot_count_, false) - in_use_);
   OpenChunk &open = slots_[slot];
   if (!feed.next(&open.chunk)) return false;
   open.table = load_table(open.chunk);
@@ -319,22 +341,21 @@ void ChunkDecoder::finish(DecodeFeed &feed, OpenChunk *open) {
     }
     if (open->chunk.status == NZ_OK) advance(feed, open, n);
   }
-  in_use_[open - slots_] = false;
+  in_use_[open - slots_.get()] = false;
   feed.done(open->chunk);
 }
 
 // The open chunks of the kind of table that most have, as many as the loops run side by side.
 int ChunkDecoder::gather(OpenChunk **alike) {
-  const int most = kernels().interleave;
-  OpenChunk *kinds[2][kSlots];
+  OpenChunk *kinds[2][kMaxSlots];
   int counts[2] = {};
-  for (int k = 0; k < kSlots; k++) {
+  for (int k = 0; k < slot_count_; k++) {
     if (!in_use_[k]) continue;
     const bool rank = slots_[k].table->kind == TableKind::kRank;
     kinds[rank][counts[rank]++] = &slots_[k];
   }
   const bool rank = counts[1] >= counts[0];
-  const int count = std::min(counts[rank], most);
+  const int count = std::min(counts[rank], interleave_);
   std::copy_n(kinds[rank], count, alike);
   return count == 3 ? 2 : count;
 }
@@ -354,11 +375,11 @@ void ChunkDecoder::step(DecodeFeed &feed, OpenChunk *const *open, int count) {
 }
 
 void ChunkDecoder::run(DecodeFeed &feed) {
-  for (TableCache &table : tables_) table.forget();
+  for (int t = 0; t < slot_count_; t++) tables_[t].forget();
   OpenChunk *open[kMaxInterleave];
   for (bool more = true;;) {
     int count = gather(open);
-    while (more && count < kernels().interleave) {
+    while (more && count < interleave_) {
       more = open_next(feed);
       count = gather(open);
     }

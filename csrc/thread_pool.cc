@@ -9,13 +9,12 @@
 #include <condition_variable>
 #include <mutex>
 #include <new>
-#include <system_error>
-#include <thread>
 
 namespace nz {
 namespace {
 
 constexpr int kMaxThreads = 256;
+constexpr size_t kStackBytes = 1 << 20;  // the usual eight count where a process's memory is limited
 constexpr int kSpins =
     1 << 10;  // some 20 µs: what a sleeping thread takes to wake, so that waiting costs at most twice
 
@@ -66,12 +65,16 @@ class Pool {
   }
 
  private:
+  // Detached: they wait for calls until the process ends. As many as the system has room for.
   void start_workers(int wanted) {
-    try {
-      for (; workers_ < wanted; workers_++) std::thread([this] { serve(); }).detach();
-    } catch (const std::system_error &) {
-    } catch (const std::bad_alloc &) {
-    }
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes) != 0) return;
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, kStackBytes);
+    const auto serve = [](void *pool) -> void * { static_cast<Pool *>(pool)->serve(); };
+    for (pthread_t worker; workers_ < wanted; workers_++)
+      if (pthread_create(&worker, &attributes, serve, this) != 0) break;
+    pthread_attr_destroy(&attributes);
   }
 
   // Calls in the order in which they came, in a ring through `calls_`.
@@ -87,7 +90,7 @@ class Pool {
     offers_.fetch_sub(1, std::memory_order_relaxed);
   }
 
-  void serve() {
+  [[noreturn]] void serve() {
     for (;;) {
       spin_until([this] { return offers_.load(std::memory_order_relaxed) != 0; });
       std::unique_lock<std::mutex> lock(mutex_);
