@@ -355,6 +355,13 @@ using namespace nz;
 
 extern "C" {
 
+void nz_checksums32(const uint8_t *data, const uint64_t *starts, const uint64_t *sizes, size_t count,
+                    uint32_t *checksums) {
+  const auto checksum64 = kernels().checksum64;
+  for (size_t i = 0; i < count; i++)
+    checksums[i] = static_cast<uint32_t>(checksum64(data + starts[i], sizes[i]));
+}
+
 int32_t nz_read_header(const uint8_t *data, uint64_t size, int32_t whole, nz_frame *frame) {
   *frame = {};
   try {

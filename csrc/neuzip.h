@@ -22,7 +22,7 @@ extern "C" {
 
 /* Raised whenever a signature or struct below changes; neuzip/_native.py refuses a library that answers
  * another. */
-#define NZ_ABI_VERSION 3
+#define NZ_ABI_VERSION 4
 
 typedef enum {
   NZ_OK = 0,
@@ -51,6 +51,9 @@ NZ_API int32_t nz_isa_current(void);
 
 /* XXH3-64, seed 0 (spec §1). */
 NZ_API uint64_t nz_checksum64(const void *data, size_t size);
+/* checksum32 (§1) of each of `count` pieces of `data`: sizes[i] bytes from starts[i] on. */
+NZ_API void nz_checksums32(const uint8_t *data, const uint64_t *starts, const uint64_t *sizes, size_t count,
+                           uint32_t *checksums);
 
 /* Bytes that suffice for any table blob nz_plan writes. */
 #define NZ_TABLE_CAPACITY (160 * 1024)

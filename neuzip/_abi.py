@@ -6,7 +6,7 @@ import ctypes
 from enum import IntEnum
 from typing import Any
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 TABLE_CAPACITY = 160 * 1024
 MAX_SEGMENTS = 256
 SEGMENT_COUNTS = 1280
@@ -153,6 +153,10 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nz_isa_select": (ctypes.c_int32, [ctypes.c_int32]),
     "nz_isa_current": (ctypes.c_int32, []),
     "nz_checksum64": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_size_t]),
+    "nz_checksums32": (
+        None,
+        [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p],
+    ),
     "nz_plan": (
         ctypes.c_int32,
         [ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p],
