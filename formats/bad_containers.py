@@ -4,7 +4,7 @@ import random
 import struct
 
 from bad_headers import Bad, change
-from encoder import Tensors, container, planes_frame, safetensors
+from encoder import Tensors, container, kept, planes_frame, safetensors
 from good_vectors import small_checkpoint
 
 
@@ -25,7 +25,7 @@ def metadata() -> Bad:
 
     longer = str(len(original) + 1)
     return {
-        "version_2": (changed(neuzip_version="2"), "unsupported", "§9: a later version"),
+        "version_3": (changed(neuzip_version="3"), "unsupported", "§9: a later version"),
         "no_base64": (changed(neuzip_header="#"), "corrupt", "§7: no base64"),
         "no_zstd": (changed(neuzip_header="AAAA"), "corrupt", "§7: no zstd frame"),
         "size": (changed(neuzip_size=longer), "corrupt", "§7: the original header does not cover the data"),
@@ -63,6 +63,58 @@ def structure() -> Bad:
         "frame_shape": (container(original, tensors, halved), "corrupt", "§7: a frame of another shape"),
         "frame_dtype": (container(original, tensors, retyped), "corrupt", "§7: a frame of another dtype"),
         "frame_corrupt": (container(original, tensors, broken), "corrupt", "§7: a frame that is corrupt"),
+    }
+
+
+def kept_files() -> Bad:
+    """Containers of version 2."""
+    tensors, frames = without_weight()
+    original = safetensors(tensors, {"format": "pt"})
+    bare = safetensors(tensors, {})
+    whole = kept(original)
+    start, length = int.from_bytes(whole[:8], "little") + 8, len(original)
+    return {
+        "kept_version_1": (kept(original, neuzip_version="1"), "corrupt", "§7: no original header"),
+        "kept_of_version_1": (
+            container(original, tensors, frames, neuzip_version="2"),
+            "corrupt",
+            "§7.1: frames",
+        ),
+        "kept_blank": (retext(whole, '"neuzip.size"', ' "neuzip.size"'), "corrupt", "§7.1: a blank"),
+        "kept_behind": (
+            retext(
+                kept(bare),
+                '{"__metadata__"',
+                '{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"__metadata__"',
+            ),
+            "corrupt",
+            "§7.1: not at the beginning",
+        ),
+        "kept_header": (
+            retext(whole, '"format"', '"neuzip.header":"","format"'),
+            "corrupt",
+            "§7.1: other metadata",
+        ),
+        "kept_other": (
+            retext(whole, '"format"', '"neuzip.x":"","format"'),
+            "corrupt",
+            "§7.1: other metadata",
+        ),
+        "kept_size": (kept(original, neuzip_size=str(length + 1)), "corrupt", "§7.1: another size"),
+        "kept_sha256": (kept(original, neuzip_sha256="0" * 64), "corrupt", "§7.1: another sha256"),
+        "kept_checksums_short": (kept(original, neuzip_checksums=""), "corrupt", "§7.1: too few checksums"),
+        "kept_checksums_long": (
+            kept(original, neuzip_checksums="A" * 16),
+            "corrupt",
+            "§7.1: too many checksums",
+        ),
+        "kept_checksums_wrong": (
+            kept(original, neuzip_checksums="AAAAAA=="),
+            "corrupt",
+            "§7.1: another checksum",
+        ),
+        "kept_data": (change(whole, start, whole[start] ^ 1), "corrupt", "§7.1: a byte is another"),
+        "kept_cut": (whole[:-1], "truncated", "§7.1: the bytes end in the data"),
     }
 
 
@@ -125,5 +177,5 @@ def bad_containers() -> Bad:
     """The bad containers by file name."""
     return {
         f"container_{name}.nz.safetensors": row
-        for name, row in (metadata() | structure() | headers()).items()
+        for name, row in (metadata() | structure() | headers() | kept_files()).items()
     }

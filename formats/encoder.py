@@ -349,9 +349,9 @@ def safetensors(tensors: Tensors, metadata: dict[str, str]) -> bytes:
     return struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values())
 
 
-def checksums(parts: list[bytes]) -> str:
-    """Base64 of the checksum32 of every 2^20 bytes of each part."""
-    runs = [run for part in parts for run in cut(part, 1 << 20)]
+def checksums(parts: list[bytes], size: int = 1 << 20) -> str:
+    """Base64 of the checksum32 of every `size` bytes of each part."""
+    runs = [run for part in parts for run in cut(part, size)]
     return base64.b64encode(
         b"".join(struct.pack("<I", xxhash.xxh3_64_intdigest(run) & 0xFFFFFFFF) for run in runs)
     ).decode()
@@ -371,3 +371,22 @@ def container(original: bytes, tensors: Tensors, frames: dict[str, bytes], **cha
     metadata |= {key.replace("_", "."): value for key, value in changes.items()}
     packed = {name: ("U8", [len(frame)], frame) for name, frame in frames.items()}
     return safetensors({name: packed.get(name, row) for name, row in tensors.items()}, metadata)
+
+
+def kept(original: bytes, spaces: int = 3, **changes: str) -> bytes:
+    """A safetensors file as a container of version 2 (§7.1). `changes` replace metadata."""
+    length = 8 + int.from_bytes(original[:8], "little")
+    text, data = original[8:length], original[length:]
+    metadata = {
+        "neuzip.version": "2",
+        "neuzip.size": str(len(original)),
+        "neuzip.sha256": hashlib.sha256(original).hexdigest(),
+        "neuzip.checksums": checksums([data], 1 << 14),
+    } | {key.replace("_", "."): value for key, value in changes.items()}
+    opening, end, rest = b'{"__metadata__":{', b"},", text[1:]
+    if b"__metadata__" in text:
+        at = text.index(b"{", 1) + 1
+        opening, end, rest = text[:at], b",", text[at:]
+    inserted = json.dumps(metadata, separators=(",", ":"))[1:-1].encode() + b" " * spaces
+    header = opening + inserted + end + rest
+    return struct.pack("<Q", len(header)) + header + data

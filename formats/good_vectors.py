@@ -16,6 +16,7 @@ from encoder import (
     container,
     fit,
     join,
+    kept,
     planes_frame,
     rank_table,
     safetensors,
@@ -277,10 +278,17 @@ def containers() -> Vectors:
     rng = random.Random(6)
     tensors, frames = small_checkpoint(rng)
     original = safetensors(tensors, {"format": "pt", "note": "naïve"})
+    long = safetensors({"noise": ("U8", [40000], rng.randbytes(40000)), "odd": ("U8", [7], bytes(7))}, {})
+    text = b'{ "__metadata__" : {"by": "hand"},"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
+    blanks = struct.pack("<Q", len(text)) + text + b"\1\2"
     bare = safetensors({name: tensors[name] for name in ("mask", "none")}, {})
     return {
         "container": (container(original, tensors, frames), original),
         "container_plain": (container(bare, {name: tensors[name] for name in ("mask", "none")}, {}), bare),
+        "container_kept": (kept(bare), bare),
+        "container_kept_metadata": (kept(original, 0), original),
+        "container_kept_blanks": (kept(blanks), blanks),
+        "container_kept_blocks": (kept(long, 5), long),
         "container_no_tensors": (container(safetensors({}, {}), {}, {}), safetensors({}, {})),
     }
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import struct
 import tomllib
 from collections.abc import Iterator
@@ -42,6 +43,12 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878: a zstd frame, not a skippable one
 FIXED_HEADER = struct.Struct("<4sBBBBHBBIQQQ")  # §5, up to `shape`
 HEADER_LIMIT = 100_000_000  # §7
 KEPT_CHUNK = 1 << 20  # §7
+KEPT_BLOCK = 1 << 14  # §7.1
+KEPT_HEADER = re.compile(
+    rb'(?P<opening>\{[ \t\r\n]*"__metadata__"[ \t\r\n]*:[ \t\r\n]*\{[ \t\r\n]*)'
+    rb'"neuzip\.version":"2","neuzip\.size":"\d+","neuzip\.sha256":"[0-9a-f]{64}",'
+    rb'"neuzip\.checksums":"[A-Za-z0-9+/=]*" *(?P<end>\},|,)'
+)
 
 
 @dataclass(frozen=True)
@@ -265,7 +272,7 @@ def read_original_header(metadata: dict[str, str]) -> tuple[bytes, dict[str, Mem
 
 
 def read_checksums(metadata: dict[str, str]) -> Iterator[int]:
-    """The checksum32 of every KEPT_CHUNK bytes of each uncompressed tensor, in the order of the data."""
+    """The checksum32s of what is not compressed, in the order of the data."""
     try:
         packed = base64.b64decode(metadata["neuzip.checksums"], validate=True)
     except (KeyError, binascii.Error) as error:
@@ -273,6 +280,20 @@ def read_checksums(metadata: dict[str, str]) -> Iterator[int]:
     if len(packed) % 4:
         raise Corrupt(f"{len(packed)} bytes of checksums (§7)")
     return iter(struct.unpack(f"<{len(packed) // 4}I", packed))
+
+
+def decode_kept(text: bytes, data: bytes, metadata: dict[str, str]) -> bytes:
+    """The original file of a container of version 2 (§7.1)."""
+    found = KEPT_HEADER.match(text)
+    ours = {key for key in metadata if key.startswith("neuzip.")}
+    if found is None or len(ours) != 4:
+        raise Corrupt("the header of a kept file does not begin as it has to (§7.1)")
+    opening = found["opening"] if found["end"] == b"," else b"{"
+    header = opening + text[found.end() :]
+    blocks = [data[start : start + KEPT_BLOCK] for start in range(0, len(data), KEPT_BLOCK)]
+    if [xxhash.xxh3_64_intdigest(block) & 0xFFFFFFFF for block in blocks] != list(read_checksums(metadata)):
+        raise Corrupt("the data does not match its checksums (§7.1)")
+    return struct.pack("<Q", len(header)) + header + data
 
 
 def decode_container(data: bytes) -> bytes:
@@ -285,6 +306,14 @@ def decode_container(data: bytes) -> bytes:
     if len(data) < 8 + length:
         raise Truncated("the bytes end inside the safetensors header")
     entries, metadata = read_safetensors_header(data[8 : 8 + length], len(data) - 8 - length)
+    if metadata.get("neuzip.version") == "2":
+        file = decode_kept(data[8 : 8 + length], data[8 + length :], metadata)
+        if (
+            str(len(file)) != metadata["neuzip.size"]
+            or hashlib.sha256(file).hexdigest() != metadata["neuzip.sha256"]
+        ):
+            raise Corrupt("the restored file does not match neuzip.size or neuzip.sha256 (§7.1)")
+        return file
     text, originals, size = read_original_header(metadata)
     if set(entries) != set(originals):
         raise Corrupt("container and original header list different names (§7)")

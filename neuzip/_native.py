@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from neuzip._abi import (
     ABI_VERSION,
@@ -30,19 +27,29 @@ from neuzip._abi import (
     FixedLinearJob,
     Frame,
 )
-from neuzip._system import BytesBuilder
+from neuzip._system import BytesBuilder, address
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput, UnsupportedFormat
 
 _FIXED_MAGIC = b"NZ12"  # kFixedMagic
 
-Bytes = npt.NDArray[np.uint8]
-Words = npt.NDArray[np.uint32]
+if TYPE_CHECKING:  # NumPy is half of what the command line waits for, and arrays only give results here
+    import numpy as np
+    import numpy.typing as npt
+
+Bytes = Any
+"""A contiguous buffer, u8, that has ``nbytes``: a memoryview or an array."""
+Words = Any
+"""The same of u32."""
 
 
 def _library_path() -> Path:
     suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-    # An editable install keeps the built library apart from the sources; the resource loader knows where.
-    path = Path(str(resources.files("neuzip").joinpath(f"_codec{suffix}")))
+    path = Path(__file__).with_name(f"_codec{suffix}")
+    if not path.exists():
+        # An editable install keeps the built library apart from the sources; the resource loader knows where.
+        from importlib import resources
+
+        path = Path(str(resources.files("neuzip").joinpath(path.name)))
     if not path.exists():
         raise ImportError(f"neuzip's codec library {path.name} is not installed; reinstall neuzip-codec")
     return path
@@ -62,19 +69,24 @@ def _load() -> tuple[ctypes.CDLL, Path]:
 _LIBRARY, LIBRARY_PATH = _load()
 
 
-def as_bytes(buffer: Any) -> Bytes:
-    """A flat uint8 view of a C-contiguous buffer; nothing is copied. Raises InvalidArgument if it cannot be."""
-    if isinstance(buffer, np.ndarray) and buffer.dtype == np.uint8 and buffer.ndim == 1:
-        if buffer.flags.c_contiguous:
-            return buffer
+def as_bytes(buffer: Any) -> memoryview:
+    """The bytes of a C-contiguous buffer; nothing is copied. Raises InvalidArgument if it cannot be."""
+    view = memoryview(buffer)
+    if not view.c_contiguous:
         raise InvalidArgument("not a contiguous buffer")
+    if view.nbytes == 0:
+        return memoryview(b"" if view.readonly else bytearray())
     try:
-        return np.frombuffer(buffer, dtype=np.uint8)
-    except (ValueError, BufferError) as error:
-        # An empty buffer is refused by frombuffer before numpy 2.
-        if memoryview(buffer).nbytes == 0:
-            return np.empty(0, dtype=np.uint8)
-        raise InvalidArgument(f"not a contiguous buffer: {error}") from None
+        return view.cast("B")
+    except TypeError:  # elements that memoryview does not know, such as complex numbers
+        import numpy as np
+
+        return np.frombuffer(buffer, np.uint8).data
+
+
+def words(count: int) -> memoryview:
+    """Room for u32s, all zero."""
+    return memoryview(bytearray(4 * count)).cast("I")
 
 
 def isa_names() -> list[str]:
@@ -109,20 +121,29 @@ def isa_current() -> str:
 def checksum64(buffer: Any) -> int:
     """XXH3-64 of a buffer (spec §1)."""
     view = as_bytes(buffer)
-    return int(_LIBRARY.nz_checksum64(view.ctypes.data, view.size))
+    return int(_LIBRARY.nz_checksum64(address(view), view.nbytes))
+
+
+def checksums32(data: Bytes, starts: array[int], sizes: array[int]) -> memoryview:
+    """checksum32 (spec §1) of pieces of a buffer: u64s of where each begins, and its bytes."""
+    found = words(len(starts))
+    _LIBRARY.nz_checksums32(address(data), address(starts), address(sizes), len(starts), address(found))
+    return found
 
 
 def plan(layout: int, level: int, chunk_log2: int, data: Bytes, units: int) -> bytes:
     """The table blob for a tensor; empty if no table pays."""
-    table = np.empty(TABLE_CAPACITY, np.uint8)
-    length = _LIBRARY.nz_plan(layout, level, chunk_log2, data.ctypes.data, units, table.ctypes.data)
+    table = ctypes.create_string_buffer(TABLE_CAPACITY)
+    length = _LIBRARY.nz_plan(layout, level, chunk_log2, address(data), units, ctypes.addressof(table))
     if length < 0:
         raise _error(length)
-    return table[:length].tobytes()
+    return ctypes.string_at(table, length)
 
 
 def plan_segments(layout: int, chunk_log2: int, units: int) -> npt.NDArray[np.uint64]:
     """What :func:`plan` looks at: first unit, units and number of places of each segment, one row each."""
+    import numpy as np
+
     segments = np.empty((MAX_SEGMENTS, 3), np.uint64)
     count = _LIBRARY.nz_plan_segments(layout, chunk_log2, units, segments.ctypes.data)
     if count < 0:
@@ -131,7 +152,11 @@ def plan_segments(layout: int, chunk_log2: int, units: int) -> npt.NDArray[np.ui
 
 
 def plan_counts(layout: int, level: int, chunk_log2: int, counts: Words, units: int) -> bytes:
-    """The table blob that :func:`plan` makes, from counts made elsewhere: ``SEGMENT_COUNTS`` for each segment."""
+    """The table blob that :func:`plan` makes, from counts made elsewhere, an array: ``SEGMENT_COUNTS`` for each
+    segment.
+    """
+    import numpy as np
+
     if counts.size != SEGMENT_COUNTS * len(plan_segments(layout, chunk_log2, units)):
         raise InvalidArgument(f"{counts.size} counts are not {SEGMENT_COUNTS} for each segment")
     counts = np.ascontiguousarray(counts, np.uint32)
@@ -144,6 +169,8 @@ def plan_counts(layout: int, level: int, chunk_log2: int, counts: Words, units: 
 
 def table_entries(layout: int, table: bytes) -> npt.NDArray[np.uint32]:
     """Checks a table blob (spec §5): first chunk and offset in the blob of each entry, one row each."""
+    import numpy as np
+
     entries = np.empty((int.from_bytes(table[2:4], "little"), 2), np.uint32)
     count = _LIBRARY.nz_table_entries(layout, table, len(table), entries.ctypes.data)
     if count < 0:
@@ -169,7 +196,7 @@ def decode(jobs: Sequence[DecodeJob], threads: int) -> None:
 def read_header(view: Bytes, whole: bool) -> Frame:
     """The header of the frame that begins a buffer, checked; ``fault`` says which rule it breaks."""
     frame = Frame()
-    if _LIBRARY.nz_read_header(view.ctypes.data, view.size, whole, frame) == MEMORY:
+    if _LIBRARY.nz_read_header(address(view), view.nbytes, whole, frame) == MEMORY:
         raise _error(MEMORY)
     return frame
 
@@ -178,7 +205,7 @@ def write_header(frame: Frame, table: bytes, index: Words, size: int) -> bytearr
     """The header, of ``size`` bytes, of a frame whose chunks are known."""
     header = bytearray(size)
     target = (ctypes.c_char * size).from_buffer(header)
-    status = _LIBRARY.nz_write_header(frame, table, index.ctypes.data, ctypes.addressof(target))
+    status = _LIBRARY.nz_write_header(frame, table, address(index), ctypes.addressof(target))
     if status:
         raise _error(status)
     return header
@@ -190,8 +217,8 @@ def decode_frames(items: Sequence[tuple[Bytes, Bytes]], verify: bool, threads: i
     """
     jobs = _array(DecodeFrameJob, len(items))()
     for job, (frame, out) in zip(jobs, items, strict=True):
-        job.src, job.size = frame.ctypes.data, frame.size
-        job.dst, job.capacity = out.ctypes.data, out.size
+        job.src, job.size = address(frame), frame.nbytes
+        job.dst, job.capacity = address(out), out.nbytes
         job.verify = verify
     if not _LIBRARY.nz_decode_frames(jobs, len(items), threads):
         return []
@@ -208,9 +235,9 @@ def encode_frames(
     for job, (data, dtype, shape) in zip(jobs, tensors, strict=True):
         lengths = _array(ctypes.c_uint64, len(shape))(*shape)
         kept.append(lengths)
-        builder = BytesBuilder(_LIBRARY.nz_frame_bound(dtype, len(shape), data.size, chunk_log2))
+        builder = BytesBuilder(_LIBRARY.nz_frame_bound(dtype, len(shape), data.nbytes, chunk_log2))
         builders.append(builder)
-        job.src, job.size = data.ctypes.data, data.size
+        job.src, job.size = address(data), data.nbytes
         job.shape, job.ndim = ctypes.addressof(lengths), len(shape)
         job.dtype, job.level, job.chunk_log2 = dtype, level, chunk_log2
         job.dst, job.capacity = builder.address, builder.capacity
@@ -225,8 +252,10 @@ def is_fixed(address: int, size: int) -> bool:
     return size >= len(_FIXED_MAGIC) and ctypes.string_at(address, len(_FIXED_MAGIC)) == _FIXED_MAGIC
 
 
-def fixed_encode(values: Bytes) -> Bytes | None:
+def fixed_encode(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
     """bf16 values at a fixed width, in the form of ``csrc/fixed_width.h``; None if that saves too little."""
+    import numpy as np
+
     count = values.size // 2
     code = np.empty(_LIBRARY.nz_fixed_bound(count), np.uint8)
     size = _LIBRARY.nz_fixed_encode(values.ctypes.data, count, code.ctypes.data, code.size)
@@ -235,8 +264,8 @@ def fixed_encode(values: Bytes) -> Bytes | None:
 
 def fixed_decode(code: Bytes, first: int, out: Bytes, threads: int) -> None:
     """Values ``first`` … of what :func:`fixed_encode` made, as many as ``out`` has room for."""
-    count = out.size // 2
-    status = _LIBRARY.nz_fixed_decode(code.ctypes.data, code.size, first, count, out.ctypes.data, threads)
+    count = out.nbytes // 2
+    status = _LIBRARY.nz_fixed_decode(address(code), code.nbytes, first, count, address(out), threads)
     if status != 0:
         raise _error(status)
 

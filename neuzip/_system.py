@@ -7,8 +7,7 @@ import mmap
 import os
 import sys
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 _HUGE = 1 << 22  # bytes from which large pages are asked for: two of x86-64
 
@@ -16,7 +15,26 @@ _HUGE = 1 << 22  # bytes from which large pages are asked for: two of x86-64
 _EXCHANGE = 2
 _AT_FDCWD = -100
 
+# Bytes from which memory is mapped and not taken from the heap.
+_MAPPED = 1 << 17
+
 _libc = ctypes.CDLL(None)
+
+
+def room(size: int) -> memoryview:
+    """Bytes that may be written. What is never written of many is never touched."""
+    if size < _MAPPED:
+        return memoryview(bytearray(size))
+    mapped = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE:
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(mapped)
+
+
+def equal(left: memoryview, right: memoryview) -> bool:
+    """Whether two buffers of one size have the same bytes; memoryviews compare a byte at a time."""
+    first, second = (ctypes.c_void_p(address(view)) for view in (left, right))
+    return bool(_libc.memcmp(first, second, ctypes.c_size_t(left.nbytes)) == 0)
 
 
 def prefer_huge_pages(address: int, size: int) -> None:
@@ -60,7 +78,39 @@ def file_system_type(descriptor: int) -> int | None:
     return int(answer[0]) & 0xFFFFFFFF
 
 
+class _Buffer(ctypes.Structure):
+    """``Py_buffer`` of the interpreter's C interface."""
+
+    _fields_ = [
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_void_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    ]
+
+
 # Prototypes of their own: other libraries set the types of the functions that ctypes.pythonapi shares.
+_get_buffer = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p, ctypes.c_int)(
+    ("PyObject_GetBuffer", ctypes.pythonapi)
+)
+_release_buffer = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("PyBuffer_Release", ctypes.pythonapi))
+
+
+def address(buffer: Any) -> int:
+    """Where a contiguous buffer's bytes lie, as long as something keeps it alive. BufferError for another."""
+    found = _Buffer()
+    _get_buffer(buffer, ctypes.byref(found), 0)  # PyBUF_SIMPLE
+    _release_buffer(ctypes.byref(found))
+    return found.buf or 0
+
+
 _create = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t)(
     ("PyBytes_FromStringAndSize", ctypes.pythonapi)
 )
@@ -91,8 +141,7 @@ class BytesBuilder:
 
     def write(self, offset: int, data: bytes | bytearray) -> None:
         """Copies ``data`` to ``offset``."""
-        source = np.frombuffer(data, np.uint8)
-        ctypes.memmove(self.address + offset, source.ctypes.data, source.size)
+        ctypes.memmove(self.address + offset, address(data), len(data))
 
     def finish(self, size: int) -> bytes:
         """The object, with its first ``size`` bytes, ``2 <= size <= capacity``."""

@@ -10,10 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import zstandard
 
-from neuzip import _native, frame
+from neuzip import _native, _system, frame
 from neuzip.codec import Options
 from neuzip.errors import CorruptFrame, NeuzipError, TruncatedInput, UnsupportedFormat
 from neuzip.files import MappedFile
@@ -28,8 +27,6 @@ _CHECKSUM = slice(32, 40)
 _MAX_FRAMES = 8
 _INDEX_LIMIT = 1 << 28
 _MAX_RATIO_LOG2 = 17  # §6, §10
-
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -100,15 +97,15 @@ class Archive:
         for batch in segment_batches(self.segments):
             yield self.decode_batch(batch, next(buffers), options, lost)
 
-    def buffers(self) -> Iterator[Bytes]:
+    def buffers(self) -> Iterator[memoryview]:
         """What decode_batch writes to, without end: two in turn."""
         room = min(SEGMENT_BYTES, self.original_size)
-        return itertools.cycle([np.empty(room, np.uint8) for _ in range(2)])
+        return itertools.cycle([_system.room(room) for _ in range(2)])
 
     def decode_batch(
         self,
         batch: Sequence[Segment],
-        buffer: Bytes,
+        buffer: memoryview,
         options: Options,
         lost: Container[str | int] = frozenset(),
     ) -> memoryview:
@@ -119,26 +116,26 @@ class Archive:
         for segment in batch:
             target = out[segment.start - base :][: segment.size]
             if segment.start in lost:
-                target[:] = 0
+                target[:] = bytes(segment.size)
             else:
                 targets.append((segment, target))
         self.decode(targets, options)
-        return out.data
+        return out
 
-    def decode(self, targets: Iterable[tuple[Segment, Bytes]], options: Options) -> None:
+    def decode(self, targets: Iterable[tuple[Segment, memoryview]], options: Options) -> None:
         """Decodes segments, each into a buffer of its size, all in one go over the threads.
 
         Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
         """
-        jobs: list[tuple[memoryview, Bytes]] = []
+        jobs: list[tuple[memoryview, memoryview]] = []
         names: list[str | None] = []
-        records: list[tuple[list[Bytes], Bytes, int]] = []
+        records: list[tuple[list[memoryview], memoryview, int]] = []
         for segment, out in targets:
             frames = self.frames(segment)
             if len(frames) == 1:
                 columns = [out]
             else:
-                columns = [np.empty(header.size, np.uint8) for _, header in frames]
+                columns = [_system.room(header.size) for _, header in frames]
                 records.append((columns, out, frames[0][1].shape[0]))
             jobs += [(data, column) for (data, _), column in zip(frames, columns, strict=True)]
             names += [segment.name or None] * len(frames)
@@ -216,12 +213,14 @@ def _check_frames(headers: Sequence[frame.Header], size: int) -> None:
         raise CorruptFrame("the frames of a segment do not have the same number of rows")
 
 
-def _interleave(columns: Sequence[Bytes], out: Bytes, rows: int) -> None:
+def _interleave(columns: Sequence[memoryview], out: memoryview, rows: int) -> None:
     """Puts records together: row by row, the bytes of every column's row."""
-    table, at = out.reshape(rows, -1), 0
+    import numpy as np
+
+    table, at = np.frombuffer(out, np.uint8).reshape(rows, -1), 0
     for column in columns:
-        width = column.size // rows
-        table[:, at : at + width] = column.reshape(rows, width)
+        width = len(column) // rows
+        table[:, at : at + width] = np.frombuffer(column, np.uint8).reshape(rows, width)
         at += width
 
 

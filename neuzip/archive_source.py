@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from neuzip import _native
-from neuzip.archive import Archive, Bytes, Segment, is_archive
+from neuzip._system import room
+from neuzip.archive import Archive, Segment, is_archive
 from neuzip.codec import Options
 from neuzip.errors import NeuzipError
 from neuzip.files import MappedFile
@@ -25,7 +24,7 @@ class ArchiveSource:
     def __init__(self, archive: Archive, options: Options) -> None:
         self.archive, self._options = archive, options
         self._starts = [segment.start for segment in archive.segments]
-        self._held: tuple[int, Bytes] = (-1, np.empty(0, np.uint8))  # a segment, for reads in a row
+        self._held: tuple[int, memoryview] = (-1, memoryview(b""))  # a segment, for reads in a row
 
     @property
     def size(self) -> int:
@@ -40,24 +39,24 @@ class ArchiveSource:
         number = self._number(start)
         segment = self.archive.segments[number]
         if start + size > segment.start + segment.size:
-            out = np.empty(size, np.uint8)
+            out = room(size)
             self.fill([(start, out)])
-            return out.data
+            return out
         if self._held[0] != number:
-            data = np.empty(segment.size, np.uint8)
+            data = room(segment.size)
             self.archive.decode([(segment, data)], self._options)
             self._held = number, data
         at = start - segment.start
-        return self._held[1][at : at + size].data
+        return self._held[1][at : at + size]
 
     def fill(self, requests: list[tuple[int, Any]]) -> None:
         """See kinds.part.Source. What lies in the buffers whole is decoded there."""
-        targets: dict[tuple[int, int], tuple[Segment, Bytes]] = {}
-        partial: list[tuple[int, Bytes]] = []
+        targets: dict[tuple[int, int], tuple[Segment, memoryview]] = {}
+        partial: list[tuple[int, memoryview]] = []
         for number, (start, buffer) in enumerate(requests):
             out = _native.as_bytes(buffer)
-            check_range(self, start, out.size)
-            stop = start + out.size
+            check_range(self, start, len(out))
+            stop = start + len(out)
             for segment in self._touched(start, stop):
                 low, high = max(start, segment.start), min(stop, segment.start + segment.size)
                 target = out[low - start : high - start]
@@ -67,7 +66,7 @@ class ArchiveSource:
                     partial.append((low, target))
         self.archive.decode(targets.values(), self._options)
         for start, target in sorted(partial, key=lambda item: item[0]):
-            target[:] = np.frombuffer(self.read(start, target.size), np.uint8)
+            target[:] = self.read(start, len(target))
 
     def _number(self, position: int) -> int:
         return bisect.bisect_right(self._starts, position) - 1

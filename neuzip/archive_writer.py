@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import numpy as np
 import zstandard
 
 from neuzip import _native, frame
-from neuzip.archive import ENTRY, FRAME_SIZE, HEADER, MAGIC, SEGMENT_BYTES, VERSION, Bytes
+from neuzip.archive import ENTRY, FRAME_SIZE, HEADER, MAGIC, SEGMENT_BYTES, VERSION
 from neuzip.codec import Options
 from neuzip.digest import Digest
 from neuzip.kinds.part import Part, split_fields
@@ -144,14 +143,14 @@ def _encode_tensors(view: Any, batch: Sequence[_Piece], options: Options) -> dic
     }
 
 
-def _columns(view: Any, piece: _Piece) -> list[tuple[Bytes, DType, tuple[int, ...]]]:
+def _columns(view: Any, piece: _Piece) -> list[tuple[Any, DType, tuple[int, ...]]]:
     """What to encode of a tensor: its bytes, or the fields of its records, each together."""
     assert piece.part is not None
-    data = np.frombuffer(view[piece.start : piece.end], np.uint8)
+    data = view[piece.start : piece.end]
     if len(piece.part.fields) == 1:
         dtype = piece.part.fields[0][0]
-        return [(data, dtype, (data.size * 8 // dtype.bits,))]
-    count = data.size // piece.part.record_size
+        return [(data, dtype, (len(data) * 8 // dtype.bits,))]
+    count = len(data) // piece.part.record_size
     return [(column, dtype, (count, width)) for dtype, width, column in split_fields(piece.part, data)]
 
 

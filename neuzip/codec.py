@@ -8,17 +8,16 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from typing import Any
 
-import numpy as np
 import zstandard
 
 from neuzip import _abi, _native
 from neuzip._native import Bytes, Words
+from neuzip._system import address
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError
 from neuzip.layouts import Layout
 
@@ -112,20 +111,20 @@ def is_coded(size: int, layout: Layout) -> bool:
 
 def make_plan(data: Bytes, layout: Layout, options: Options) -> Plan:
     """Looks at a tensor's bytes and decides how to code them."""
-    if data.size < _abi.SMALL:
-        return Plan(layout, Coding.STORED, _ZSTD_CHUNK_LOG2, b"", data.size)
+    if data.nbytes < _abi.SMALL:
+        return Plan(layout, Coding.STORED, _ZSTD_CHUNK_LOG2, b"", data.nbytes)
     if not layout.planes:
-        return Plan(layout, Coding.ZSTD, _ZSTD_CHUNK_LOG2, b"", data.size)
+        return Plan(layout, Coding.ZSTD, _ZSTD_CHUNK_LOG2, b"", data.nbytes)
     level = LEVELS.index(options.level)
-    table = _native.plan(layout.id, level, options.chunk_log2, data, data.size // layout.width)
-    return Plan(layout, Coding.PLANES, options.chunk_log2, table, data.size)
+    table = _native.plan(layout.id, level, options.chunk_log2, data, data.nbytes // layout.width)
+    return Plan(layout, Coding.PLANES, options.chunk_log2, table, data.nbytes)
 
 
 @dataclass
 class EncodeRun:
     """A run to encode. ``source`` begins at chunk ``first`` and ends at a chunk boundary or the tensor's end;
     ``index`` receives length and checksum of each chunk; ``target`` is the address of at least
-    ``plan.run_capacity(source.size)`` bytes."""
+    ``plan.run_capacity(source.nbytes)`` bytes."""
 
     plan: Plan
     source: Bytes
@@ -175,33 +174,33 @@ def decode_runs(runs: Sequence[DecodeRun], options: Options) -> None:
 def _encode_job(run: EncodeRun) -> _abi.EncodeJob:
     plan = run.plan
     return _abi.EncodeJob(
-        src=run.source.ctypes.data,
-        units=run.source.size // plan.layout.width,
+        src=address(run.source),
+        units=run.source.nbytes // plan.layout.width,
         first_chunk=run.first,
         table=plan.table,
         table_bytes=len(plan.table),
         layout=plan.layout.id,
         chunk_log2=plan.chunk_log2,
         dst=run.target,
-        capacity=plan.run_capacity(run.source.size),
-        index=run.index.ctypes.data,
+        capacity=plan.run_capacity(run.source.nbytes),
+        index=address(run.index),
     )
 
 
 def _decode_job(run: DecodeRun, verify: bool) -> _abi.DecodeJob:
     plan = run.plan
     return _abi.DecodeJob(
-        src=run.source.ctypes.data,
-        size=run.source.size,
-        index=run.index.ctypes.data,
-        units=run.target.size // plan.layout.width,
+        src=address(run.source),
+        size=run.source.nbytes,
+        index=address(run.index),
+        units=run.target.nbytes // plan.layout.width,
         first_chunk=run.first,
         table=plan.table,
         table_bytes=len(plan.table),
         layout=plan.layout.id,
         chunk_log2=plan.chunk_log2,
         verify=int(verify),
-        dst=run.target.ctypes.data,
+        dst=address(run.target),
     )
 
 
@@ -210,6 +209,8 @@ def _in_threads(work: Callable[[Any], None], runs: Sequence[Any], options: Optio
         for run in runs:
             work(run)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(options.thread_count) as pool:
         for _ in pool.map(work, runs):
             pass
@@ -224,25 +225,24 @@ def _pieces(size: int, plan: Plan) -> Iterator[tuple[int, int, int]]:
 def _encode_other(run: EncodeRun) -> None:
     """Codings stored and zstd; a chunk that does not shrink is its original bytes."""
     compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
-    index = run.index.reshape(-1, 2)
     at = 0
-    for chunk, start, end in _pieces(run.source.size, run.plan):
+    for chunk, start, end in _pieces(run.source.nbytes, run.plan):
         original = run.source[start:end]
-        coded: Any = compressor.compress(original.data) if run.plan.coding is Coding.ZSTD else original.data
-        if len(coded) >= original.size:
-            coded = original.data
-        ctypes.memmove(run.target + at, np.frombuffer(coded, np.uint8).ctypes.data, len(coded))
-        index[chunk] = len(coded), _native.checksum64(original) & 0xFFFFFFFF
+        coded: Any = compressor.compress(original) if run.plan.coding is Coding.ZSTD else original
+        if len(coded) >= len(original):
+            coded = original
+        ctypes.memmove(run.target + at, address(coded), len(coded))
+        run.index[2 * chunk] = len(coded)
+        run.index[2 * chunk + 1] = _native.checksum64(original) & 0xFFFFFFFF
         at += len(coded)
     run.written = at
 
 
 def _decode_other(run: DecodeRun, verify: bool) -> None:
     try:
-        index = run.index.reshape(-1, 2)
         at = 0
-        for chunk, start, end in _pieces(run.target.size, run.plan):
-            length, checksum = int(index[chunk, 0]), int(index[chunk, 1])
+        for chunk, start, end in _pieces(run.target.nbytes, run.plan):
+            length, checksum = int(run.index[2 * chunk]), int(run.index[2 * chunk + 1])
             target = run.target[start:end]
             _decode_piece(run.plan.coding, run.source[at : at + length], target, chunk)
             if verify and _native.checksum64(target) & 0xFFFFFFFF != checksum:
@@ -253,17 +253,17 @@ def _decode_other(run: DecodeRun, verify: bool) -> None:
 
 
 def _decode_piece(coding: Coding, source: Bytes, target: Bytes, chunk: int) -> None:
-    if source.size == target.size:
+    if len(source) == len(target):
         target[:] = source
         return
     if coding is Coding.STORED:
         raise CorruptFrame("a stored chunk has a wrong length", chunk=chunk)
     try:
-        if zstandard.get_frame_parameters(source.data).content_size != target.size:
+        if zstandard.get_frame_parameters(source).content_size != len(target):
             raise CorruptFrame("a zstd chunk has a wrong original length", chunk=chunk)
         decoded = zstandard.ZstdDecompressor().decompress(
-            source.data, max_output_size=target.size, allow_extra_data=False
+            source, max_output_size=len(target), allow_extra_data=False
         )
     except zstandard.ZstdError as error:
         raise CorruptFrame(f"zstd: {error}", chunk=chunk) from None
-    target[:] = np.frombuffer(decoded, np.uint8)
+    target[:] = memoryview(decoded)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import base64
 import re
-import struct
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import zstandard
 
-from neuzip import _native
 from neuzip.digest import SHA256_DIGITS, is_sha256
 from neuzip.errors import CorruptFrame, UnsupportedFormat
+from neuzip.kept import BLOCK_BYTES, DataChecksums, TensorChecksums, tensor_places
 from neuzip.safetensors_header import HEADER_LIMIT, Entry, SafetensorsHeader, parse_header
 
 VERSION = 1
+KEPT_VERSION = 2
+"""Of a container that is its original with text inserted into the header (§7.1)."""
 
 _VERSION_KEY = "neuzip.version"
 _HEADER_KEY = "neuzip.header"
@@ -23,12 +23,18 @@ _SIZE_KEY = "neuzip.size"
 _SHA256_KEY = "neuzip.sha256"
 _CHECKSUMS_KEY = "neuzip.checksums"
 _KEYS = (_VERSION_KEY, _HEADER_KEY, _SIZE_KEY, _SHA256_KEY, _CHECKSUMS_KEY)
-CHUNK_BYTES = 1 << 20
-"""Bytes of an uncompressed tensor that have a checksum of their own (§7)."""
 # Of zstd. Higher ones take seconds for the headers of models with very many experts.
 _HEADER_LEVEL = 9
 
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
+_PREFIX = "neuzip."
+_KEPT_KEYS = 4  # of metadata in version 2: all but the header
+_METADATA = b'{"__metadata__":{'
+_OPENING = re.compile(rb'\{[ \t\r\n]*"__metadata__"[ \t\r\n]*:[ \t\r\n]*\{[ \t\r\n]*')
+_KEPT = re.compile(
+    rb'"neuzip\.version":"2","neuzip\.size":"[0-9]+","neuzip\.sha256":"[0-9a-f]*",'
+    rb'"neuzip\.checksums":"[A-Za-z0-9+/=]*" *(},|,)'
+)
 
 
 def is_container(metadata: Mapping[str, str]) -> bool:
@@ -58,40 +64,70 @@ def complete_metadata(metadata: Mapping[str, str], sha256: str, checksums: bytes
 
 def checksums_bound(entries: Iterable[Entry]) -> int:
     """Characters of the checksums if no tensor were compressed."""
-    return -(-sum(_checksum_bytes(entry) for entry in entries) // 3) * 4
+    return -(-4 * tensor_places(entries)[1] // 3) * 4
 
 
-def checksums(data: Any) -> bytes:
-    """checksum32 (§1) of each CHUNK_BYTES of an uncompressed tensor, from a chunk's beginning on."""
-    found = [
-        _native.checksum64(data[start : start + CHUNK_BYTES]) & 0xFFFFFFFF
-        for start in range(0, len(data), CHUNK_BYTES)
-    ]
-    return struct.pack(f"<{len(found)}I", *found)
-
-
-def uncompressed_checksums(metadata: Mapping[str, str], entries: Iterable[Entry]) -> dict[str, bytes]:
-    """The checksums of each uncompressed tensor, by name. Raises CorruptFrame.
+def tensor_checksums(metadata: Mapping[str, str], entries: Iterable[Entry]) -> TensorChecksums:
+    """The checksums of a container of version 1. Raises CorruptFrame.
 
     entries: of the uncompressed tensors, in the order of the data.
     """
+    places, count = tensor_places(entries)
+    return TensorChecksums(_checksums(metadata, count), places)
+
+
+def _checksums(metadata: Mapping[str, str], count: int) -> memoryview:
     try:
         data = base64.b64decode(metadata[_CHECKSUMS_KEY], validate=True)
     except (KeyError, ValueError) as error:
         raise CorruptFrame(f"{_CHECKSUMS_KEY} is missing or no base64") from error
-    found = {}
-    at = 0
-    for entry in entries:
-        end = at + _checksum_bytes(entry)
-        found[entry.name] = data[at:end]
-        at = end
-    if at != len(data):
-        raise CorruptFrame(f"{_CHECKSUMS_KEY} has {len(data)} bytes; the uncompressed tensors need {at}")
-    return found
+    if len(data) != 4 * count:
+        raise CorruptFrame(
+            f"{_CHECKSUMS_KEY} has {len(data)} bytes; what is not compressed needs {4 * count}"
+        )
+    return memoryview(data).cast("I")
 
 
-def _checksum_bytes(entry: Entry) -> int:
-    return 4 * -(-entry.size // CHUNK_BYTES)
+def kept_header(original: SafetensorsHeader, sha256: str, checksums: bytes) -> bytes | None:
+    """The header of a container of version 2 (§7.1); None for the rare original that has no place for what is inserted.
+
+    checksums: those of the data's blocks.
+    """
+    text, opening, lead, end = original.text, b"{", _METADATA, b"},"
+    found = _OPENING.match(text)
+    if found is not None and original.metadata:
+        opening, lead, end = found[0], found[0], b","
+    elif not original.entries or text[:1] != opening or b"__metadata__" in text or b"\\u" in text:
+        return None
+    items = (
+        (_VERSION_KEY, str(KEPT_VERSION)),
+        (_SIZE_KEY, str(original.file_size)),
+        (_SHA256_KEY, sha256),
+        (_CHECKSUMS_KEY, _base64(checksums)),
+    )
+    inserted = ",".join(f'"{key}":"{value}"' for key, value in items).encode()
+    lead += inserted
+    grown = len(lead) + len(end) - len(opening)
+    return lead + b" " * (-grown % 8) + end + text[len(opening) :]
+
+
+def kept_original(header: SafetensorsHeader) -> SafetensorsHeader:
+    """The original's header of a container of version 2. Raises CorruptFrame."""
+    opening = _OPENING.match(header.text)
+    found = None if opening is None else _KEPT.match(header.text, opening.end())
+    metadata = {key: value for key, value in header.metadata.items() if not key.startswith(_PREFIX)}
+    if opening is None or found is None or len(header.metadata) - len(metadata) != _KEPT_KEYS:
+        raise CorruptFrame("the header of a kept file does not begin as it has to")
+    text = (opening[0] if found[1] == b"," else b"{") + header.text[found.end() :]
+    original = SafetensorsHeader(text, header.entries, metadata, header.data_size)
+    _check_size(header.metadata, original)
+    return original
+
+
+def kept_checksums(header: SafetensorsHeader) -> DataChecksums:
+    """The checksums of a container of version 2. Raises CorruptFrame."""
+    count = -(-header.data_size // BLOCK_BYTES)
+    return DataChecksums(_checksums(header.metadata, count), header.data_size)
 
 
 def _base64(data: bytes) -> str:
@@ -106,18 +142,29 @@ def original_sha256(metadata: Mapping[str, str]) -> str:
     return sha256
 
 
-def original_header(metadata: Mapping[str, str]) -> SafetensorsHeader:
-    """The original file's header. Raises CorruptFrame, or UnsupportedFormat for a later version or dtype."""
-    version = metadata.get(_VERSION_KEY, "")
-    if not _DECIMAL.fullmatch(version):
+def version(metadata: Mapping[str, str]) -> int:
+    """The container's version. Raises CorruptFrame, or UnsupportedFormat for a later one."""
+    text = metadata.get(_VERSION_KEY, "")
+    if not _DECIMAL.fullmatch(text):
         raise CorruptFrame(f"{_VERSION_KEY} is missing or no number")
-    if int(version) != VERSION:
-        raise UnsupportedFormat(f"the container has version {version}; this decoder knows {VERSION}")
+    if int(text) not in (VERSION, KEPT_VERSION):
+        raise UnsupportedFormat(
+            f"the container has version {text}; this decoder knows {VERSION} and {KEPT_VERSION}"
+        )
+    return int(text)
+
+
+def original_header(metadata: Mapping[str, str]) -> SafetensorsHeader:
+    """The original file's header, of version 1. Raises CorruptFrame, or UnsupportedFormat for a dtype not known."""
     original = parse_header(_expand_header(metadata.get(_HEADER_KEY, "")))
+    _check_size(metadata, original)
+    return original
+
+
+def _check_size(metadata: Mapping[str, str], original: SafetensorsHeader) -> None:
     size = metadata.get(_SIZE_KEY, "")
     if not _DECIMAL.fullmatch(size) or int(size) != original.file_size:
         raise CorruptFrame(f"{_SIZE_KEY} is {size[:20]!r}; the original header says {original.file_size}")
-    return original
 
 
 def _expand_header(encoded: str) -> bytes:

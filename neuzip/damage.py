@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-import numpy as np
-
-from neuzip import frame
+from neuzip import _system, frame
 from neuzip.archive import Archive, Segment, segment_batches
 from neuzip.codec import Options
-from neuzip.container import CHUNK_BYTES, Container, batches
+from neuzip.container import Container, batches
 from neuzip.digest import Digest
 from neuzip.errors import CorruptFrame, NeuzipError, TruncatedInput
+from neuzip.kept import CHUNK_BYTES
 from neuzip.safetensors_header import Entry, SafetensorsHeader, format_header
 
 Advance = Callable[[int], None]
@@ -81,9 +80,9 @@ def _tensor_errors(container: Container, entry: Entry, options: Options) -> list
         if container.is_frame(entry.name):
             errors = _chunk_errors(data, container.frame_header(entry.name), options)
         else:
-            for chunk, start in enumerate(range(0, len(data), CHUNK_BYTES)):
+            for start in range(0, len(data), CHUNK_BYTES):
                 try:
-                    container.check(entry.name, data[start : start + CHUNK_BYTES], chunk)
+                    container.kept_bytes(entry.name, start, min(start + CHUNK_BYTES, len(data)))
                 except NeuzipError as error:
                     errors.append(error)
     except NeuzipError as error:
@@ -94,7 +93,7 @@ def _tensor_errors(container: Container, entry: Entry, options: Options) -> list
 def _chunk_errors(data: memoryview, header: frame.Header, options: Options) -> list[NeuzipError]:
     """Chunk by chunk, what is wrong with a frame whose header is right."""
     errors = []
-    room = np.empty(min(header.chunk_size, header.size), np.uint8)
+    room = _system.room(min(header.chunk_size, header.size))
     for chunk in range(header.chunk_count):
         out = room[: min(header.chunk_size, header.size - chunk * header.chunk_size)]
         coded = data[header.offsets[chunk] : header.offsets[chunk + 1]]

@@ -135,7 +135,8 @@ class Scale:
     def codes(self, data: Bytes) -> Array:
         """The elements as unsigned integers. Elements of less than a byte are packed from the low bits on."""
         if self.bits >= 8:
-            return data.view(f"<u{self.bits // 8}")
+            codes: Array = data.view(f"<u{self.bits // 8}")
+            return codes
         single = np.unpackbits(data, bitorder="little").reshape(-1, self.bits)
         return np.packbits(single, axis=1, bitorder="little").reshape(-1)
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from neuzip import _system
 from neuzip.errors import InvalidArgument, NeuzipError, StorageError
 
@@ -177,7 +175,7 @@ def same_bytes(left: View, right: View) -> bool:
         return False
     for start in range(0, len(left), _COMPARE_BYTES):
         a, b = left[start : start + _COMPARE_BYTES], right[start : start + _COMPARE_BYTES]
-        if not np.array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)):
+        if not _system.equal(a, b):
             return False
     return True
 

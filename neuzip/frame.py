@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from neuzip import _abi, _native, _system
 from neuzip._abi import HeaderFault
 from neuzip._native import Bytes, Words
@@ -38,7 +36,7 @@ _MAX_NDIM = 32
 
 @dataclass(frozen=True)
 class Header:
-    """A frame's header. ``lengths`` and ``checksums`` are u32 arrays, one entry a chunk."""
+    """A frame's header. ``lengths`` and ``checksums`` are u32, one a chunk."""
 
     dtype: DType
     shape: tuple[int, ...]
@@ -101,7 +99,7 @@ def header_length(prefix: Any) -> int:
     view = _native.as_bytes(prefix)
     found = _native.read_header(view, whole=False)
     if HeaderFault.GOOD < found.fault < HeaderFault.CUT:
-        raise _refusal(found, view.size)
+        raise _refusal(found, view.nbytes)
     return int(found.header_size)
 
 
@@ -118,7 +116,7 @@ def read_header(buffer: Any, *, whole: bool = False) -> Header:
     at = FIXED_SIZE + 8 * found.ndim
     table = view[at : at + found.table_bytes].tobytes()
     plan = Plan(dtype.layout, Coding(found.coding), found.chunk_log2, table, found.size)
-    index = view[length - 8 * found.chunks : length].copy().view("<u4")
+    index = memoryview(bytes(view[length - 8 * found.chunks : length])).cast("I")
     return Header(dtype, shape, found.level, plan, found.frame_size, length, index)
 
 
@@ -132,7 +130,7 @@ def _read_checked(view: Bytes, whole: bool) -> tuple[_abi.Frame, DType]:
     found = _native.read_header(view, whole)
     dtype = dtype_by_code(found.dtype)
     if found.fault or dtype is None:
-        raise _refusal(found, view.size)
+        raise _refusal(found, view.nbytes)
     return found, dtype
 
 
@@ -240,7 +238,7 @@ def _named(names: Sequence[str | None] | None, number: int) -> Iterator[None]:
 
 def _writable(out: Any) -> Bytes:
     view = _native.as_bytes(out)
-    if not view.flags.writeable:
+    if view.readonly:
         raise InvalidArgument("out must be a writable buffer")
     return view
 
@@ -262,17 +260,17 @@ def _decode_run(header: Header, data: Bytes, first: int, count: int, out: Any) -
         raise InvalidArgument(f"chunks {first} to {first + count} of {header.chunk_count}")
     start, end = (min(chunk * header.chunk_size, header.size) for chunk in (first, first + count))
     target = _native.as_bytes(out)
-    if target.size != end - start or not target.flags.writeable:
+    if target.nbytes != end - start or target.readonly:
         raise InvalidArgument(f"out must be a writable buffer of {end - start} bytes")
-    if data.size != header.offsets[first + count] - header.offsets[first]:
-        raise TruncatedInput(f"chunks {first} to {first + count} have other lengths than {data.size} bytes")
+    if data.nbytes != header.offsets[first + count] - header.offsets[first]:
+        raise TruncatedInput(f"chunks {first} to {first + count} have other lengths than {data.nbytes} bytes")
     return DecodeRun(header.plan, data, header.index[2 * first : 2 * (first + count)], target, first)
 
 
 def _checked(data: Any, dtype: DType, shape: Sequence[int]) -> Bytes:
     """A tensor's bytes. Raises InvalidArgument if they are not its shape's."""
     view = _native.as_bytes(data)
-    _check_size(view.size, dtype, shape)
+    _check_size(view.nbytes, dtype, shape)
     return view
 
 
@@ -298,7 +296,7 @@ def header_bytes(dtype: DType, shape: Sequence[int], plan: Plan, level: str, ind
     )
     found.shape[: len(shape)] = shape
     size = _header_size(len(shape), len(plan.table), plan.chunk_count)
-    return _native.write_header(found, plan.table, np.ascontiguousarray(index), size)
+    return _native.write_header(found, plan.table, index, size)
 
 
 def encode(data: Any, dtype: DType, shape: Sequence[int], options: Options | None = None) -> bytes:
@@ -330,7 +328,7 @@ def _encode_others(
         plan = make_plan(view, dtype.layout, options)
         header_size = _header_size(len(shape), 0, plan.chunk_count)
         builder = _system.BytesBuilder(header_size + plan.capacity + 8)
-        index = np.empty(2 * plan.chunk_count, np.uint32)
+        index = _native.words(2 * plan.chunk_count)
         runs.append(EncodeRun(plan, view, builder.address + header_size, index))
         builders.append(builder)
     encode_runs(runs, options)
@@ -362,7 +360,7 @@ class Encoder:
         _check_size(len(self._view), dtype, shape)
         self._dtype, self._shape, self._options = dtype, tuple(shape), options or Options()
         self._plan = plan or make_plan(self._view, dtype.layout, self._options)
-        self._index = np.zeros(2 * self._plan.chunk_count, np.uint32)
+        self._index = _native.words(2 * self._plan.chunk_count)
         self.header_size = _header_size(len(shape), len(self._plan.table), self._plan.chunk_count)
         self.frame_size = self.header_size
         """Bytes of the frame so far; final when the batches are exhausted."""
@@ -371,21 +369,22 @@ class Encoder:
         """Compressed bytes of about ``batch_size`` original bytes at a time. Each is valid until the next."""
         plan = self._plan
         chunks = max(1, batch_size // plan.chunk_size)
-        buffer = np.empty(plan.run_capacity(min(chunks * plan.chunk_size, plan.size)) + 8, np.uint8)
+        buffer = _system.room(plan.run_capacity(min(chunks * plan.chunk_size, plan.size)) + 8)
+        target = _system.address(buffer)
         for first in range(0, plan.chunk_count, chunks):
             source = _native.as_bytes(
                 self._view[first * plan.chunk_size : (first + chunks) * plan.chunk_size]
             )
             index = self._index[2 * first : 2 * (first + chunks)]
-            run = EncodeRun(plan, source, buffer.ctypes.data, index, first)
+            run = EncodeRun(plan, source, target, index, first)
             encode_runs([run], self._options)
             written = run.written
             if first + chunks >= plan.chunk_count:
                 padded = _padded(self.frame_size + written) - self.frame_size
-                buffer[written:padded] = 0
+                buffer[written:padded] = bytes(padded - written)
                 written = padded
             self.frame_size += written
-            yield buffer[:written].data
+            yield buffer[:written]
 
     def header(self) -> bytes:
         """The frame's header, once the batches are exhausted."""

@@ -11,7 +11,8 @@ from neuzip import damage
 from neuzip.archive import Archive, is_archive
 from neuzip.archive_writer import write_archive
 from neuzip.codec import Options
-from neuzip.container import BATCH_BYTES, Container, write_container
+from neuzip.container import BATCH_BYTES, Container
+from neuzip.container_writer import write_container
 from neuzip.digest import Digest
 from neuzip.errors import CorruptFrame, DamagedFile, InvalidArgument, NeuzipError
 from neuzip.files import MappedFile, View, created_file, same_bytes

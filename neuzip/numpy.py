@@ -175,6 +175,16 @@ def finish(array: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
     return unpacked.reshape(-1).view(_NATIVE[dtype.name]).reshape(shape)
 
 
+def copied(data: memoryview, dtype: DType, shape: tuple[int, ...]) -> Array:
+    """An array of the bytes, in memory of its own."""
+    native = _NATIVE.get(dtype.name)
+    if native is None or dtype.bits < 8:
+        array = blank(dtype, shape)
+        memory(array)[:] = data
+        return finish(array, dtype, shape)
+    return np.ndarray(shape, native, bytearray(data))
+
+
 def probe(shape: tuple[int, ...], index: Any) -> None:
     """Raise what numpy raises for an index."""
     np.broadcast_to(np.empty((), np.uint8), shape)[index]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import mmap
 
 import numpy as np
+import numpy.typing as npt
 
-from neuzip._native import Bytes
+Bytes = npt.NDArray[np.uint8]
 
 _LEAST = 1 << 17
 """Bytes from which memory is mapped: what is lost at the end of the last page is at most 3 % then."""

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from neuzip import _native
-from neuzip._native import Bytes, Words
+from neuzip._native import Words
 from neuzip.codec import Coding, EncodeRun, Options, Plan, encode_runs, make_plan
 from neuzip.errors import InvalidArgument
 from neuzip.frame import header_bytes
-from neuzip.layouts import DType, Layout
-from neuzip.pages import in_pages, pages
-
-# The kinds and sizes of a table blob's parts (spec §5).
-_RANK = 1
-_BLOB = struct.Struct("<BBH")
-_FIRST_CHUNK = struct.Struct("<I")
-_ENTRY_HEADER = 8
-_RANK_TABLE = 36
-_MAX_ENTRIES = 0xFFFF
+from neuzip.layouts import DType
+from neuzip.pages import Bytes, in_pages, pages
+from neuzip.tables import Tables
 
 
 class PiecewiseEncoder:
@@ -49,7 +41,7 @@ class PiecewiseEncoder:
         self._size = size
         self._allocate = allocate
         self._plan: Plan | None = None
-        self._tables = _Tables()
+        self._tables = Tables()
         self._taken = 0
         self._chunks: list[Any] = []
         self._indices: list[Words] = []
@@ -81,7 +73,7 @@ class PiecewiseEncoder:
         """The frame, uint8. Raises InvalidArgument if pieces are missing."""
         if self._taken != self._size:
             raise InvalidArgument(f"{self._taken} bytes of a tensor of {self._size} have been given")
-        first = self._plan or make_plan(np.empty(0, np.uint8), self._dtype.layout, self._options)
+        first = self._plan or make_plan(memoryview(b""), self._dtype.layout, self._options)
         plan = replace(first, table=self._tables.blob(), size=self._size)
         index = np.concatenate([np.empty(0, np.uint32), *self._indices])
         return self._join(header_bytes(self._dtype, self._shape, plan, self._options.level, index))
@@ -118,67 +110,3 @@ class PiecewiseEncoder:
         self._chunks.reverse()
         while self._chunks:
             yield self._chunks.pop()
-
-
-def plan_pieces(
-    pieces: Iterable[Any], layout: Layout, size: int, options: Options, done: Callable[[], None]
-) -> Plan:
-    """The plan of a tensor of `size` bytes that is looked at a piece at a time; done is called after each.
-
-    All pieces but the last are whole chunks. Where a piece would have tables of another kind than those before, it
-    goes without, and its chunks may bring their own (§4, mode local).
-    """
-    tables, first, at = _Tables(), None, 0
-    for piece in pieces:
-        view = _native.as_bytes(piece)
-        plan = make_plan(view, layout, options)
-        first = first or plan
-        if plan.coding is Coding.PLANES and tables.takes(plan.table):
-            tables.add(plan.table, at // plan.chunk_size)
-        at += view.size
-        done()
-    first = first or make_plan(np.empty(0, np.uint8), layout, options)
-    return replace(first, table=tables.blob(), size=size)
-
-
-class _Tables:
-    """The table blobs of pieces, joined into one."""
-
-    def __init__(self) -> None:
-        self._kind = 0
-        self._entries: list[bytes] = []
-
-    def takes(self, blob: bytes) -> bool:
-        """Whether a blob can be joined: all entries have one kind (§5)."""
-        if not blob:
-            return True
-        kind: int
-        count: int
-        kind, _, count = _BLOB.unpack_from(blob)
-        return kind == (self._kind or kind) and len(self._entries) + count <= _MAX_ENTRIES
-
-    def add(self, blob: bytes, first_chunk: int) -> None:
-        """Joins a blob whose chunks begin at ``first_chunk`` of the tensor."""
-        if not blob:
-            return
-        self._kind, _, count = _BLOB.unpack_from(blob)
-        at = _BLOB.size
-        for _ in range(count):
-            end = at + _entry_size(self._kind, blob, at)
-            # The first entry begins at chunk 0, even if the chunks before this piece do not use it.
-            first = _FIRST_CHUNK.unpack_from(blob, at)[0] + first_chunk if self._entries else 0
-            self._entries.append(_FIRST_CHUNK.pack(first) + blob[at + _FIRST_CHUNK.size : end])
-            at = end
-
-    def blob(self) -> bytes:
-        if not self._entries:
-            return b""
-        return _BLOB.pack(self._kind, 0, len(self._entries)) + b"".join(self._entries)
-
-
-def _entry_size(kind: int, blob: bytes, at: int) -> int:
-    if kind == _RANK:
-        return _ENTRY_HEADER + _RANK_TABLE
-    # A byte table (§4.3): 36 bytes, then a u16 for each of its symbols.
-    count: int = struct.unpack_from("<H", blob, at + _ENTRY_HEADER + 2)[0]
-    return _ENTRY_HEADER + -(-(36 + 2 * count) // 4) * 4

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from neuzip import frame
+from neuzip import frame, kept
 from neuzip.codec import Options
 from neuzip.collector import paused_collector
-from neuzip.container import CHUNK_BYTES, Container, Entry
+from neuzip.container import BATCH_BYTES, Container, Entry
 from neuzip.errors import InvalidArgument, NeuzipError, StorageError
 from neuzip.window import Window, is_basic
 
@@ -59,6 +59,9 @@ class Framework(Protocol):
     def finish(self, blank: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
         """The tensor, once a blank's memory is filled."""
 
+    def copied(self, data: memoryview, dtype: Any, shape: tuple[int, ...]) -> Any:
+        """A tensor of the bytes, in memory of its own. shape: that of the file."""
+
     def probe(self, shape: tuple[int, ...], index: Any) -> None:
         """Index a tensor of this shape that has no memory, for the framework's own errors."""
 
@@ -90,14 +93,12 @@ def read_bytes(container: Container, entry: Entry, start: int, out: Bytes, optio
 
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
     """
-    data = container.lazy_data(entry.name)
     if not container.is_frame(entry.name):
-        out[:] = np.frombuffer(data[start : start + out.size], np.uint8)
-        if out.size:
-            first, stop = start // CHUNK_BYTES, -(-(start + out.size) // CHUNK_BYTES)
-            container.check(entry.name, data[first * CHUNK_BYTES : stop * CHUNK_BYTES], first)
+        for at in range(0, out.size, BATCH_BYTES):
+            part = out[at : at + BATCH_BYTES]
+            part[:] = container.kept_bytes(entry.name, start + at, start + at + part.size)
         return
-    header = container.frame_header(entry.name)
+    header, data = container.frame_header(entry.name), container.lazy_data(entry.name)
     try:
         _read_chunks(header, data, start, out, options)
     except NeuzipError as error:
@@ -140,25 +141,49 @@ def read_tensors(
 
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat; InvalidArgument for a dtype the framework lacks.
     """
-    tensors: dict[str, Any] = {}
-    frames: list[tuple[str, Bytes]] = []
+    tensors: dict[str, Any] = dict.fromkeys(names)
     with paused_collector():
+        here = container.header.entries
+        for run in kept.runs([here[name] for name in names if not container.is_frame(name)], BATCH_BYTES):
+            _read_kept(container, run, framework, options, tensors)
+        frames: list[tuple[str, Bytes]] = []
         for name in names:
-            framed, shape = container.is_frame(name), _native_shape(container, name, framework)
-            blank = _blank(container, name, framework, shape, framed=framed)
-            memory = framework.memory(blank)
-            if framed:
-                frames.append((name, memory))
-            elif memory.size:
-                memory[:] = np.frombuffer(container.data(name), np.uint8)
-                if options.verify:
-                    container.check(name, memory)
-            tensors[name] = blank, shape
+            if container.is_frame(name):
+                shape = _native_shape(container, name, framework)
+                tensors[name] = blank = _blank(container, name, framework, shape, framed=True)
+                frames.append((name, framework.memory(blank)))
         _decode_frames(container, frames, options)
         entries = container.entries
-        for name, (blank, shape) in tensors.items():
-            tensors[name] = framework.finish(blank, entries[name].dtype, shape)
+        for name, _ in frames:
+            dtype, shape = entries[name].dtype, _native_shape(container, name, framework)
+            tensors[name] = framework.finish(tensors[name], dtype, shape)
     return tensors
+
+
+def _read_kept(
+    container: Container,
+    run: Sequence[Entry],
+    framework: Framework,
+    options: Options,
+    tensors: dict[str, Any],
+) -> None:
+    """Reads uncompressed tensors that lie one behind the other."""
+    first, name = run[0], run[0].name
+    try:
+        if first.size > BATCH_BYTES:
+            blank = framework.blank(first.dtype, framework.native_shape(first.dtype, first.shape))
+            read_bytes(container, first, 0, framework.memory(blank), options)
+            tensors[name] = framework.finish(
+                blank, first.dtype, framework.native_shape(first.dtype, first.shape)
+            )
+            return
+        data = container.kept_run(run, verify=options.verify)
+        base = first.start
+        for name, dtype, shape, start, end in run:
+            tensors[name] = framework.copied(data[start - base : end - base], dtype, shape)
+        container.forget()
+    except NeuzipError as error:
+        raise error.at(file=container.path, tensor=name) from None
 
 
 def _decode_frames(container: Container, frames: Sequence[tuple[str, Bytes]], options: Options) -> None:

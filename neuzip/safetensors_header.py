@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,11 @@ LENGTH = struct.Struct("<Q")
 
 # In floats.toml for frames only: the safetensors library has no such type.
 _FRAMES_ONLY = frozenset({"C128"})
+_BY_NAME = {name: dtype for name, dtype in DTYPES.items() if name not in _FRAMES_ONLY}
+_INT = frozenset({int})  # and not bool, which is an int to Python
+_FEW = 8  # dimensions, whose product is soon made
+_KEYS = 3  # of an entry: dtype, shape, data_offsets
+_STRINGS = 1 + _KEYS + 1  # of an entry: its name, its keys and its dtype's name
 _quote = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # Sizes and offsets are u64 in the format. The bound also keeps products of hostile shapes small.
 _U64_LIMIT = 1 << 64
@@ -94,9 +100,9 @@ def parse_header(text: bytes) -> SafetensorsHeader:
 
     Raises CorruptFrame, or UnsupportedFormat for a dtype that is not known.
     """
-    fields = parse_json(text)
+    fields = _plain_fields(text) or parse_json(text)
     metadata = _metadata(fields.pop(METADATA_KEY, None))
-    found = [_entry(name, value) for name, value in fields.items()]
+    found = [_quick_entry(name, value) or _entry(name, value) for name, value in fields.items()]
     found.sort(key=lambda entry: (entry.start, entry.end))
     position = 0
     for entry in found:
@@ -107,6 +113,29 @@ def parse_header(text: bytes) -> SafetensorsHeader:
             )
         position = entry.end
     return SafetensorsHeader(text, {entry.name: entry for entry in found}, metadata, position)
+
+
+def _plain_fields(text: bytes) -> dict[str, Any] | None:
+    """What parse_json makes of a header, in a third of its time; None for one that is not as most are.
+
+    Without escapes every second quote ends a string, and a duplicate key is a string that is missing from the result.
+    A valid entry has at least _STRINGS strings: if the text has no more, none is missing.
+    """
+    if len(text) > HEADER_LIMIT or b"\\" in text:
+        return None
+    try:
+        fields = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict):
+        return None
+    strings = _STRINGS * len(fields)
+    if METADATA_KEY in fields:
+        metadata = fields[METADATA_KEY]
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            return None
+        strings += 1 + 2 * len(metadata) - _STRINGS
+    return fields if text.count(b'"') == 2 * strings else None
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
@@ -174,6 +203,26 @@ def _metadata(value: Any) -> dict[str, str]:
     for text in value.values():
         _refuse_surrogates(text)
     return value
+
+
+def _quick_entry(name: str, value: Any) -> Entry | None:
+    """An entry that is as it has to be; None for one that has to be looked at more closely."""
+    if type(value) is not dict or len(value) != _KEYS:
+        return None
+    spelled, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
+    dtype = _BY_NAME.get(spelled) if type(spelled) is str else None
+    if dtype is None or type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
+        return None
+    if len(shape) > _FEW:
+        return None
+    start, end = offsets
+    if not _INT.issuperset(map(type, shape)) or type(start) is not int or type(end) is not int:
+        return None
+    if not 0 <= start <= end < _U64_LIMIT or (shape and not 0 < min(shape) <= max(shape) < _U64_LIMIT):
+        return None
+    if math.prod(shape) * dtype.bits != 8 * (end - start):
+        return None
+    return Entry(name, dtype, tuple(shape), start, end)
 
 
 def _entry(name: str, value: Any) -> Entry:

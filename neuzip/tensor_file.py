@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from neuzip.archive import Archive, Bytes
+from neuzip.archive import Archive
 from neuzip.archive_source import ArchiveSource, open_source
 from neuzip.codec import Options
 from neuzip.container import Container
@@ -46,7 +46,7 @@ class TensorFile(Protocol):
     compressed_size: int | None
     tensors: tuple[Part, ...]
 
-    def read(self, part: Part, start: int, out: Bytes) -> None:
+    def read(self, part: Part, start: int, out: Any) -> None:
         """Reads the tensor's original bytes from start on. Raises CorruptFrame, TruncatedInput,
         UnsupportedFormat."""
 
@@ -109,7 +109,7 @@ class _ContainerTensors:
             for entry in container.entries.values()
         )
 
-    def read(self, part: Part, start: int, out: Bytes) -> None:
+    def read(self, part: Part, start: int, out: Any) -> None:
         read_bytes(self._container, self._container.entries[part.name], start, out, self._options)
 
     def forget(self) -> None:
@@ -135,7 +135,7 @@ class _SourceTensors:
             _check_intact(self._archive, options)
             raise InvalidArgument("no tensors are known in a file of this kind", file=path)
 
-    def read(self, part: Part, start: int, out: Bytes) -> None:
+    def read(self, part: Part, start: int, out: Any) -> None:
         self._source.fill([(part.start + start, out)])
 
     def forget(self) -> None:

@@ -312,6 +312,14 @@ def finish(tensor: torch.Tensor, dtype: DType, shape: tuple[int, ...]) -> torch.
     return tensor
 
 
+def copied(data: memoryview, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor of the bytes, in memory of its own."""
+    tensor = blank(dtype, native_shape(dtype, shape))
+    if data:
+        memory(tensor)[:] = data
+    return tensor
+
+
 def probe(shape: tuple[int, ...], index: Any) -> None:
     """Raise what torch raises for an index."""
     torch.empty((), dtype=torch.uint8).expand(shape)[index]

@@ -16,7 +16,7 @@ from safetensors import TensorSpec, serialize
 from neuzip import draft
 from neuzip.codec import Options
 from neuzip.collector import paused_collector
-from neuzip.container import write_container
+from neuzip.container_writer import write_container
 from neuzip.errors import InvalidArgument
 from neuzip.layouts import DType
 from neuzip.safetensors_header import LENGTH, METADATA_KEY, Entry, SafetensorsHeader, parse_header

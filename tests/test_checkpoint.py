@@ -10,7 +10,7 @@ import pytest
 import safetensors
 from checkpoint_files import ORIGINAL
 
-from neuzip import container, files, member
+from neuzip import container_writer, files, member
 from neuzip.checkpoint import compress_file, decompress_file, verify_file
 from neuzip.container import Container
 from neuzip.errors import (
@@ -173,7 +173,7 @@ def test_same_bytes() -> None:
 def test_a_header_too_long_for_a_container(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(container, "HEADER_LIMIT", 500)
+    monkeypatch.setattr(container_writer, "HEADER_LIMIT", 500)
     with pytest.raises(UnsupportedFormat, match="header"):
         compress_file(source)
     assert list(tmp_path.iterdir()) == [source]

@@ -15,10 +15,10 @@ import safetensors
 import zstandard
 from safetensors_file import FILE_DTYPES, Tensor, build, header_text, model, split, weights, with_header
 
-from neuzip import frame
+from neuzip import frame, kept
 from neuzip.codec import Options
-from neuzip.container import BATCH_BYTES, Container, write_container
-from neuzip.container_metadata import checksums
+from neuzip.container import BATCH_BYTES, Container
+from neuzip.container_writer import write_container
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput, UnsupportedFormat
 from neuzip.layouts import DTYPES
 from neuzip.safetensors_header import HEADER_LIMIT
@@ -269,7 +269,9 @@ def forged(
         "neuzip.header": base64.b64encode(coded).decode(),
         "neuzip.size": str(8 + len(original) + _data_size(original)),
         "neuzip.sha256": "0" * 64,
-        "neuzip.checksums": base64.b64encode(checksums(memoryview(PLAIN.data))).decode(),
+        "neuzip.checksums": base64.b64encode(
+            kept.checksums32(memoryview(PLAIN.data), kept.cut(4, 4))
+        ).decode(),
     }
     if PLAIN not in tensors:
         metadata["neuzip.checksums"] = ""
@@ -297,7 +299,8 @@ def test_the_forger_can_write_good_containers() -> None:
 @pytest.mark.parametrize(
     ("file", "error"),
     [
-        (forged([PLAIN], TEXT, version="2"), UnsupportedFormat),
+        (forged([PLAIN], TEXT, version="3"), UnsupportedFormat),
+        (forged([PLAIN], TEXT, version="2"), CorruptFrame),
         (forged([PLAIN], TEXT, version="one"), CorruptFrame),
         (forged([PLAIN], TEXT, version="9" * 30), CorruptFrame),
         (forged([PLAIN], TEXT, version="²"), CorruptFrame),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from neuzip.errors import TruncatedInput
 from neuzip.layouts import DType
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+if TYPE_CHECKING:
+    import numpy as np
+
+    Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,11 @@ def field_size(field: tuple[DType, int]) -> int:
     return dtype.bits * count // 8
 
 
-def split_fields(part: Part, data: Bytes) -> list[tuple[DType, int, Bytes]]:
-    """Whole records, uint8, field by field: its dtype, its elements in a record, its bytes in all of them."""
+def split_fields(part: Part, data: Any) -> list[tuple[DType, int, Bytes]]:
+    """Whole records, a buffer, field by field: its dtype, its elements in a record, its bytes in all of them."""
+    import numpy as np
+
+    data = np.frombuffer(data, np.uint8)
     if len(part.fields) == 1:
         return [(*part.fields[0], data)]
     records = data.reshape(-1, part.record_size)
