@@ -16,8 +16,8 @@ from neuzip import _native, _system, frame
 from neuzip.codec import Options
 from neuzip.errors import CorruptFrame, NeuzipError, TruncatedInput, UnsupportedFormat
 from neuzip.files import MappedFile
+from neuzip.manifest import ARCHIVE_MAGIC
 
-MAGIC = b"NZAR"
 VERSION = 1
 HEADER = struct.Struct("<4sBBHIIQQQ32s")
 ENTRY = struct.Struct("<IBBH")
@@ -176,11 +176,6 @@ class Archive:
         self.close()
 
 
-def is_archive(file: MappedFile) -> bool:
-    """Whether a file begins as an archive does."""
-    return bytes(file.view[: len(MAGIC)]) == MAGIC
-
-
 def segment_batches(segments: Iterable[Segment]) -> Iterator[list[Segment]]:
     """Consecutive segments of together at most SEGMENT_BYTES."""
     batch: list[Segment] = []
@@ -225,7 +220,7 @@ def _interleave(columns: Sequence[memoryview], out: memoryview, rows: int) -> No
 
 
 def _parse(data: Any, path: Path | None) -> Archive:
-    if not MAGIC.startswith(bytes(data[: len(MAGIC)])):
+    if not ARCHIVE_MAGIC.startswith(bytes(data[: len(ARCHIVE_MAGIC)])):
         raise UnsupportedFormat("not a neuzip archive: wrong magic", offset=0)
     if len(data) < HEADER.size:
         raise TruncatedInput(f"an archive has at least {HEADER.size} bytes, here are {len(data)}")

@@ -11,11 +11,12 @@ from typing import Any
 
 from neuzip import _native
 from neuzip._system import room
-from neuzip.archive import Archive, Segment, is_archive
+from neuzip.archive import Archive, Segment
 from neuzip.codec import Options
 from neuzip.errors import NeuzipError
 from neuzip.files import MappedFile
 from neuzip.kinds.part import Source, ViewSource, check_range
+from neuzip.manifest import is_archive
 
 
 class ArchiveSource:

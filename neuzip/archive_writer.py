@@ -10,11 +10,12 @@ from typing import Any, BinaryIO
 import zstandard
 
 from neuzip import _native, frame
-from neuzip.archive import ENTRY, FRAME_SIZE, HEADER, MAGIC, SEGMENT_BYTES, VERSION
+from neuzip.archive import ENTRY, FRAME_SIZE, HEADER, SEGMENT_BYTES, VERSION
 from neuzip.codec import Options
 from neuzip.digest import Digest
 from neuzip.kinds.part import Part, split_fields
 from neuzip.layouts import DTYPES, DType
+from neuzip.manifest import ARCHIVE_MAGIC
 
 # Bytes of no tensor: a dtype that is not cut into planes is coded with zstandard.
 _OPAQUE = DTYPES["BOOL"]
@@ -74,7 +75,7 @@ def write_archive(
     packed = zstandard.ZstdCompressor(level=_INDEX_LEVEL).compress(b"".join(index))
     out.write(packed)
     size = out.tell()
-    fields = (MAGIC, VERSION, kind, 0, len(index), len(packed), len(view), size)
+    fields = (ARCHIVE_MAGIC, VERSION, kind, 0, len(index), len(packed), len(view), size)
     header = HEADER.pack(*fields, 0, bytes.fromhex(sha256))
     checksum = _native.checksum64(header + packed)
     out.seek(0)

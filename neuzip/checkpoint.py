@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from neuzip import directory, member
+from neuzip import member
 from neuzip.codec import Options
 from neuzip.container import Container
 from neuzip.draft import drafted_file
@@ -51,7 +51,11 @@ def compress_file(
         source, destination, Options(level=level, threads=threads, backend=backend), force, remove, progress
     )
     task.check()
-    return directory.compress(task) if source.is_dir() else _compress(task)
+    if source.is_dir():
+        from neuzip import directory
+
+        return directory.compress(task)
+    return _compress(task)
 
 
 def decompress_file(
@@ -83,6 +87,8 @@ def decompress_file(
     )
     task.check()
     if source.is_dir():
+        from neuzip import directory
+
         return directory.salvage(task) if salvage else directory.restore(task)
     return _salvage(task) if salvage else _restore(task)
 
@@ -102,6 +108,8 @@ def verify_file(
     """
     source, options = Path(src), Options(threads=threads, backend=backend)
     if source.is_dir():
+        from neuzip import directory
+
         return directory.verify(source, options, progress)
     started = time.perf_counter()
     coding = _coding(source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Thread
 from types import TracebackType
 from typing import TypeGuard
 
@@ -27,14 +27,14 @@ class Digest:
     def __init__(self) -> None:
         self.size = 0
         self._hash = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="neuzip-sha256")
-        self._pending: Future[None] | None = None
+        self._thread: Thread | None = None
 
     def update(self, pieces: Sequence[memoryview]) -> None:
         """Starts hashing pieces, one after another; waits for those before."""
         self._wait()
         self.size += sum(len(piece) for piece in pieces)
-        self._pending = self._thread.submit(self._add, pieces)
+        self._thread = Thread(target=self._add, args=(pieces,), name="neuzip-sha256")
+        self._thread.start()
 
     def hexdigest(self) -> str:
         """The digest of all pieces so far, lower-case hexadecimal."""
@@ -46,9 +46,9 @@ class Digest:
             self._hash.update(piece)
 
     def _wait(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def __enter__(self) -> Digest:
         return self
@@ -56,4 +56,4 @@ class Digest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.shutdown(wait=True)
+        self._wait()

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO
 
 from neuzip import _system
 from neuzip.errors import DestinationBusy, NeuzipError, StorageError
-from neuzip.files import created_file, refuse_existing, storage, sync_directory, walk_files
+from neuzip.files import created_file, refuse_existing, remove_tree, storage, sync_directory, walk_files
 
 __all__ = ["DirectoryDraft", "created_file", "drafted_directory", "drafted_file"]
 
@@ -142,7 +141,7 @@ def drafted_directory(
             if lock.keep:
                 error.add_note(_RESUME)
             else:
-                shutil.rmtree(path, ignore_errors=True)
+                remove_tree(path, ignore_errors=True)
             raise
 
 
@@ -242,7 +241,7 @@ def _put(draft: Path, destination: Path) -> None:
             raise
     sync_directory(destination.parent)
     # The result is in place: what is left of the old one is removed now or by the next call.
-    shutil.rmtree(old, ignore_errors=True)
+    remove_tree(old, ignore_errors=True)
 
 
 def _finish_replacement(destination: Path) -> None:
@@ -257,7 +256,7 @@ def _finish_replacement(destination: Path) -> None:
 
 def _discard(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        remove_tree(path)
     else:
         path.unlink(missing_ok=True)
 

@@ -250,6 +250,13 @@ def walk_files(root: Path) -> Iterator[tuple[str, Path]]:
     return iter(sorted((path.relative_to(root).as_posix(), path) for path in found))
 
 
+def remove_tree(root: Path, *, ignore_errors: bool = False) -> None:
+    """Removes a directory and all that is in it."""
+    import shutil  # which costs a single file's compression more than it does itself
+
+    shutil.rmtree(root, ignore_errors=ignore_errors)
+
+
 def remove_files(root: Path, names: Iterable[str]) -> None:
     """Removes the named files below `root`, then every directory, which must be empty by then."""
     for name in names:

@@ -20,6 +20,7 @@ MANIFEST_NAME = "neuzip.json"
 VERSION = 1
 CONTAINER = "container"
 ARCHIVE = "archive"
+ARCHIVE_MAGIC = b"NZAR"
 COPY = "copy"
 CONFIG = "config"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -80,6 +81,11 @@ class Manifest:
     def size(self) -> int:
         """Bytes of all originals."""
         return sum(record.size for record in self.files.values())
+
+
+def is_archive(file: MappedFile) -> bool:
+    """Whether a file begins as an archive (§10) does."""
+    return bytes(file.view[: len(ARCHIVE_MAGIC)]) == ARCHIVE_MAGIC
 
 
 def check_path(name: str) -> None:

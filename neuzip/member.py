@@ -5,21 +5,20 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from neuzip import damage
-from neuzip.archive import Archive, is_archive
-from neuzip.archive_writer import write_archive
 from neuzip.codec import Options
 from neuzip.container import BATCH_BYTES, Container
 from neuzip.container_writer import write_container
 from neuzip.digest import Digest
 from neuzip.errors import CorruptFrame, DamagedFile, InvalidArgument, NeuzipError
 from neuzip.files import MappedFile, View, created_file, same_bytes
-from neuzip.kinds import find_parts
-from neuzip.kinds.part import ViewSource
-from neuzip.manifest import ARCHIVE, CONFIG, CONTAINER, COPY, Record
+from neuzip.manifest import ARCHIVE, CONFIG, CONTAINER, COPY, Record, is_archive
 from neuzip.model_config import LIMIT, insert_method, remove_method
+
+# What a command does not need is not imported for it: starting is most of the time that a small checkpoint takes.
+if TYPE_CHECKING:
+    from neuzip.archive import Archive
 
 SUFFIX = ".safetensors"
 # What is not UTF-8 in its first bytes is no configuration and no vocabulary, but these are.
@@ -61,6 +60,8 @@ def open_packed(path: Path, coding: str, options: Options, *, damaged: bool = Fa
     damaged: see Container.open.
     """
     if coding == ARCHIVE:
+        from neuzip.archive import Archive
+
         return Archive.open(path, backend=options.backend)
     return Container.open(path, damaged=damaged, backend=options.backend)
 
@@ -103,6 +104,10 @@ def archive(file: MappedFile, draft: Path, destination: Path, options: Options, 
 
     Raises InvalidArgument if the file is an archive already.
     """
+    from neuzip.archive_writer import write_archive
+    from neuzip.kinds import find_parts
+    from neuzip.kinds.part import ViewSource
+
     if is_archive(file):
         raise InvalidArgument("already compressed", file=file.path)
     structure = find_parts(ViewSource(file.view), file.path)
@@ -146,14 +151,16 @@ def salvage(
     Of a container that is a safetensors file without the damaged tensors; of an archive the original file with
     zeros for what is damaged. advance is called for every byte twice.
     """
+    from neuzip import damage
+
     original_record(packed)
     advance = forgetting(packed.file, advance)
     examination = damage.examine(packed, options, advance)
     lost = examination.lost
     pieces = (
-        packed.pieces(options, lost)
-        if isinstance(packed, Archive)
-        else damage.intact_part(packed, lost).pieces(options)
+        damage.intact_part(packed, lost).pieces(options)
+        if isinstance(packed, Container)
+        else packed.pieces(options, lost)
     )
     with created_file(draft, mode=_mapped(packed).mode, destination=destination) as out, Digest() as digest:
         for piece in pieces:
@@ -170,6 +177,8 @@ def verify(packed: Container | Archive, options: Options, advance: Advance) -> R
     Raises DamagedFile, which names all that is wrong; InvalidArgument if the file is not compressed.
     """
     record = original_record(packed)
+    from neuzip import damage
+
     if errors := damage.examine(packed, options, forgetting(packed.file, advance)).errors:
         raise DamagedFile(errors)
     return record
@@ -227,7 +236,9 @@ def original_record(packed: Packed) -> Record:
     """What a file states about its original. Raises InvalidArgument if the file is not compressed."""
     if packed.sha256 is None:
         raise InvalidArgument("not compressed", file=packed.path)
-    return Record(packed.original_size, packed.sha256, ARCHIVE if isinstance(packed, Archive) else CONTAINER)
+    return Record(
+        packed.original_size, packed.sha256, CONTAINER if isinstance(packed, Container) else ARCHIVE
+    )
 
 
 def compare(packed: Packed, plain: MappedFile, options: Options) -> None:

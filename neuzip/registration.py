@@ -10,15 +10,15 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any, cast
 
 _AWAITED = "transformers.modeling_utils"
 _INTEGRATION = "neuzip.integrations.transformers"
 
 
-class _Wait(MetaPathFinder):
+class _Wait:
     """Finds the awaited module as Python would, once, with a loader that has the integration follow."""
 
     def find_spec(
@@ -29,16 +29,17 @@ class _Wait(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Followed(spec.loader)
+            spec.loader = cast(Any, _Followed(spec.loader))
         return spec
 
 
-class _Followed(Loader):
-    def __init__(self, loader: Loader) -> None:
+class _Followed:
+    def __init__(self, loader: Any) -> None:
         self._loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None

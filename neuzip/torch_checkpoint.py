@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from neuzip.archive import is_archive
 from neuzip.archive_source import open_source
 from neuzip.codec import Options
 from neuzip.errors import CorruptFrame, NeuzipError, UnsupportedFormat
 from neuzip.files import MappedFile
+from neuzip.kinds.magic import PICKLE, ZIP
 from neuzip.kinds.part import Source
 from neuzip.kinds.pickles import Call, Global, Mapping
-from neuzip.kinds.torch_file import PICKLE_MAGIC, Storage, Tensor, TorchFile, as_tensor, read_torch, walk
-from neuzip.kinds.zip_directory import MAGIC as ZIP_MAGIC
+from neuzip.kinds.torch_file import Storage, Tensor, TorchFile, as_tensor, read_torch, walk
+from neuzip.manifest import is_archive
 
 # Of dicts, lists and tuples in each other; a checkpoint has about five.
 _DEPTH_LIMIT = 64
@@ -31,8 +31,8 @@ def is_torch_file(filename: str | os.PathLike[str]) -> bool:
         with MappedFile(Path(filename)) as file:
             head = bytes(file.view[:9])
             # The first byte of a safetensors file, of its header's length, can be a pickle's.
-            is_pickle = head.startswith(PICKLE_MAGIC) and head[8:] != b"{"
-            return is_archive(file) or head.startswith(ZIP_MAGIC) or is_pickle
+            is_pickle = head.startswith(PICKLE) and head[8:] != b"{"
+            return is_archive(file) or head.startswith(ZIP) or is_pickle
     except NeuzipError:
         return False  # the reader of safetensors files says what is wrong
 

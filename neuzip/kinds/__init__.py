@@ -7,17 +7,18 @@ rules of its kind is a file of no kind.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from importlib import import_module
 from pathlib import Path
 
 from neuzip.errors import NeuzipError
 from neuzip.files import MappedFile
-from neuzip.kinds import gguf_file, numpy_file, onnx_file, torch_file, zip_directory
-from neuzip.kinds.part import Part, Source, ViewSource, plain_part
-from neuzip.safetensors_header import HEADER_LIMIT, LENGTH, parse_header
+from neuzip.kinds import magic
+from neuzip.kinds.part import Part, Source, ViewSource
+from neuzip.safetensors_header import LENGTH
 
 
 class Kind(IntEnum):
@@ -45,10 +46,10 @@ def find_parts(source: Source, path: Path | None = None) -> Structure:
     path: of the file, if what lies beside it may say what it is: ONNX models have tensors in files of their own.
     """
     head = bytes(source.read(0, min(_HEAD_BYTES, source.size)))
-    for kind, at, magic, read in _READERS:
-        if head[at:].startswith(magic):
+    for kind, at, beginning, module, function in _READERS:
+        if head[at:].startswith(beginning):
             try:
-                parts = read(source)
+                parts = getattr(import_module(module), function)(source)
             except NeuzipError:
                 continue
             if parts is not None:
@@ -62,32 +63,23 @@ def _external(path: Path, size: int) -> list[Part]:
     found: list[Part] = []
     for model in sorted(path.parent.glob("*.onnx"))[:_MODEL_LIMIT]:
         with suppress(NeuzipError), MappedFile(model) as file:
-            if bytes(file.view[:1]) == onnx_file.MAGIC:
-                found += onnx_file.read_external(ViewSource(file.view), path.name, size)
+            if bytes(file.view[:1]) == magic.ONNX:
+                from neuzip.kinds.onnx_file import read_external
+
+                found += read_external(ViewSource(file.view), path.name, size)
     return found
 
 
-def _safetensors(source: Source) -> list[Part]:
-    (length,) = LENGTH.unpack(source.read(0, LENGTH.size))
-    header = parse_header(bytes(source.read(LENGTH.size, min(length, HEADER_LIMIT + 1))))
-    start = header.data_start
-    return [plain_part(e.name, e.dtype, e.shape, start + e.start, e.size) for e in header.entries.values()]
-
-
-def _torch(source: Source) -> list[Part] | None:
-    found = torch_file.read_torch(source)
-    return None if found is None else found.parts()
-
-
-# Kind, where its magic lies and what that is, and what finds the tensors; None if a file is not of the kind.
-_READERS: tuple[tuple[Kind, int, bytes, Callable[[Source], Iterable[Part] | None]], ...] = (
-    (Kind.TORCH, 0, zip_directory.MAGIC, _torch),
-    (Kind.TORCH, 0, torch_file.PICKLE_MAGIC, _torch),
-    (Kind.NUMPY, 0, zip_directory.MAGIC, numpy_file.read_npz),
-    (Kind.NUMPY, 0, numpy_file.MAGIC, numpy_file.read_npy),
-    (Kind.GGUF, 0, gguf_file.MAGIC, gguf_file.read_gguf),
-    (Kind.SAFETENSORS, LENGTH.size, b"{", _safetensors),
-    (Kind.ONNX, 0, onnx_file.MAGIC, onnx_file.read_onnx),
+# Kind, where its magic lies and what that is, and what finds the tensors, or None if a file is not of the kind. It is
+# imported when such a file is met.
+_READERS: tuple[tuple[Kind, int, bytes, str, str], ...] = (
+    (Kind.TORCH, 0, magic.ZIP, "neuzip.kinds.torch_file", "read_parts"),
+    (Kind.TORCH, 0, magic.PICKLE, "neuzip.kinds.torch_file", "read_parts"),
+    (Kind.NUMPY, 0, magic.ZIP, "neuzip.kinds.numpy_file", "read_npz"),
+    (Kind.NUMPY, 0, magic.NUMPY, "neuzip.kinds.numpy_file", "read_npy"),
+    (Kind.GGUF, 0, magic.GGUF, "neuzip.kinds.gguf_file", "read_gguf"),
+    (Kind.SAFETENSORS, LENGTH.size, b"{", "neuzip.kinds.safetensors_file", "read_safetensors"),
+    (Kind.ONNX, 0, magic.ONNX, "neuzip.kinds.onnx_file", "read_onnx"),
 )
 _HEAD_BYTES = 16
 _MODEL_LIMIT = 32

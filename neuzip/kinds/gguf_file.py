@@ -10,10 +10,10 @@ import struct
 
 from neuzip.errors import CorruptFrame, UnsupportedFormat
 from neuzip.kinds.cursor import Cursor
+from neuzip.kinds.magic import GGUF
 from neuzip.kinds.part import Part, Source, field_size, plain_part
 from neuzip.layouts import DTYPES
 
-MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
@@ -72,7 +72,7 @@ def read_gguf(source: Source) -> list[Part]:
 
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
     """
-    cursor = Cursor(source, len(MAGIC))
+    cursor = Cursor(source, len(GGUF))
     version = cursor.number(_U32)
     if version not in _VERSIONS:  # a big-endian file's looks like a large number
         raise UnsupportedFormat(f"a GGUF file of version {version:#x}")

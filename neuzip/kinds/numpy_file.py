@@ -10,11 +10,11 @@ import re
 import struct
 
 from neuzip.errors import CorruptFrame, UnsupportedFormat
+from neuzip.kinds.magic import NUMPY
 from neuzip.kinds.part import Part, Source, plain_part
 from neuzip.kinds.zip_directory import STORED, read_members
 from neuzip.layouts import DTYPES
 
-MAGIC = b"\x93NUMPY"
 _SUFFIX = ".npy"
 _LENGTHS = {1: struct.Struct("<H"), 2: struct.Struct("<I"), 3: struct.Struct("<I")}  # by major version
 _HEADER_LIMIT = 1 << 16
@@ -51,10 +51,10 @@ def read_npz(source: Source) -> list[Part] | None:
 
 def _array(source: Source, name: str, start: int, size: int) -> Part:
     """The array in bytes start … start + size − 1 of a file."""
-    head = bytes(source.read(start, min(size, len(MAGIC) + 6)))
-    form = _LENGTHS.get(head[len(MAGIC)]) if len(head) > len(MAGIC) else None
-    at = len(MAGIC) + 2
-    if not head.startswith(MAGIC) or form is None or len(head) < at + form.size:
+    head = bytes(source.read(start, min(size, len(NUMPY) + 6)))
+    form = _LENGTHS.get(head[len(NUMPY)]) if len(head) > len(NUMPY) else None
+    at = len(NUMPY) + 2
+    if not head.startswith(NUMPY) or form is None or len(head) < at + form.size:
         raise CorruptFrame("not an array of NumPy", tensor=name, offset=start)
     (length,) = form.unpack_from(head, at)
     at += form.size

@@ -18,7 +18,6 @@ from neuzip.kinds.part import Part, Source, plain_part
 from neuzip.layouts import DTYPES, DType
 
 # A model begins with its ir_version: field 1, a number.
-MAGIC = b"\x08"
 _FIELD_LIMIT = 1 << 22  # of messages; a graph of 10 000 nodes has some 200 000
 _NAME_BYTES = 1 << 16
 _DIMENSIONS = 64

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuzip.errors import CorruptFrame, TruncatedInput, UnsupportedFormat
+from neuzip.kinds.magic import PICKLE, ZIP
 from neuzip.kinds.part import Part, Source, plain_part
 from neuzip.kinds.pickles import Call, Global, Machine, Mapping, Persistent
-from neuzip.kinds.zip_directory import MAGIC, STORED, Member, read_members
+from neuzip.kinds.zip_directory import STORED, Member, read_members
 from neuzip.layouts import DTYPES, DType
 
-PICKLE_MAGIC = b"\x80"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 _PICKLE_LIMIT = 1 << 28
@@ -111,14 +111,20 @@ def read_torch(source: Source) -> TorchFile | None:
 
     Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
     """
-    head = bytes(source.read(0, min(len(MAGIC), source.size)))
-    if head.startswith(PICKLE_MAGIC):
+    head = bytes(source.read(0, min(len(ZIP), source.size)))
+    if head.startswith(PICKLE):
         return _read_legacy(source)
-    if head != MAGIC:
+    if head != ZIP:
         return None
     members = read_members(source)
     root = next((name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None)
     return None if root is None else _read_zip(source, members, root)
+
+
+def read_parts(source: Source) -> list[Part] | None:
+    """The tensors that read_torch finds. Errors likewise."""
+    found = read_torch(source)
+    return None if found is None else found.parts()
 
 
 def _read_zip(source: Source, members: dict[str, Member], root: str) -> TorchFile:

@@ -6,9 +6,9 @@ import struct
 from dataclasses import dataclass
 
 from neuzip.errors import CorruptFrame, UnsupportedFormat
+from neuzip.kinds.magic import ZIP
 from neuzip.kinds.part import Source
 
-MAGIC = b"PK\x03\x04"
 STORED, DEFLATED = 0, 8
 
 _END = struct.Struct("<4s4H2LH")  # end of central directory
@@ -110,7 +110,7 @@ def _member(source: Source, name: str, fields: tuple[int, ...], extra: bytes) ->
     size, stored_size, local = values
     header = _LOCAL.unpack(source.read(local, _LOCAL.size))
     start = local + _LOCAL.size + header[9] + header[10]
-    if header[0] != MAGIC or start + stored_size > source.size or (method == STORED and size != stored_size):
+    if header[0] != ZIP or start + stored_size > source.size or (method == STORED and size != stored_size):
         raise CorruptFrame(f"the zip member {name!a} is not where the directory says", offset=local)
     return Member(name, method, start, stored_size, size)
 
