@@ -119,7 +119,7 @@ def _sources(tensors: dict[str, Array]) -> list[writer.Source]:
 def _source(name: str, array: Any) -> writer.Source:
     if not isinstance(array, (np.ndarray, np.generic)):
         raise InvalidArgument(f"expected a np.ndarray but received {type(array)}", tensor=name)
-    dtype = _DTYPES.get(array.dtype.newbyteorder("<"))
+    dtype = _DTYPES.get(array.dtype) or _DTYPES.get(array.dtype.newbyteorder("<"))
     if dtype is None:
         raise InvalidArgument(f"dtype {array.dtype} cannot be stored", tensor=name)
     if dtype.bits < 8 and array.size * dtype.bits % 8:
@@ -129,7 +129,8 @@ def _source(name: str, array: Any) -> writer.Source:
 
 def _dense(array: Array | np.generic, dtype: DType) -> Array:
     """The array's bytes, u8, as a file has them: its own memory if that is C-contiguous and little endian."""
-    dense = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    native = array.dtype if array.dtype in _DTYPES else array.dtype.newbyteorder("<")
+    dense = np.asarray(array, dtype=native, order="C")
     memory = dense.reshape(-1).view(np.uint8)
     if dtype.bits >= 8:
         return memory

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import TensorSpec, serialize
 
 from neuzip import draft
+from neuzip._system import address
 from neuzip.codec import Options
 from neuzip.collector import paused_collector
 from neuzip.container_writer import write_container
@@ -38,7 +38,7 @@ class Source:
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray[Any, Any]]
+    read: Callable[[], Any]
     frame: memoryview | None = None
 
 
@@ -126,11 +126,12 @@ def _empty_spec(source: Source) -> TensorSpec:
         raise InvalidArgument("a tensor cannot have the name of the metadata", tensor=source.name)
     if source.dtype.torch is None or source.dtype.name == _FRAMES_ONLY:
         raise InvalidArgument(f"a safetensors file cannot hold {source.dtype.name}", tensor=source.name)
-    return TensorSpec(dtype=source.dtype.torch, shape=[0], data_ptr=_NOTHING.ctypes.data, data_len=0)
+    return TensorSpec(dtype=source.dtype.torch, shape=[0], data_ptr=_ADDRESS, data_len=0)
 
 
 # Tensors without elements still need an address.
-_NOTHING = np.zeros(1, np.uint8)
+_NOTHING = bytearray(1)
+_ADDRESS = address(_NOTHING)
 
 
 def _serialized(specs: dict[str, TensorSpec], metadata: dict[str, str] | None) -> str:
