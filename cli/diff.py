@@ -29,10 +29,19 @@ BAR = 40  # columns of the longest bar of the histogram
 @click.argument("a", type=options.FilePath())
 @click.argument("b", type=options.FilePath())
 @options.threads
+@options.backend
 @options.as_json
 @options.quiet
 @click.pass_context
-def diff(ctx: click.Context, a: Path, b: Path, threads: int | None, as_json: bool, quiet: bool) -> None:
+def diff(
+    ctx: click.Context,
+    a: Path,
+    b: Path,
+    threads: int | None,
+    backend: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Show which tensors of A and B differ, and by how much.
 
     A and B are files with tensors (safetensors, PyTorch, GGUF, NumPy, ONNX) or directories of them, each compressed
@@ -46,7 +55,7 @@ def diff(ctx: click.Context, a: Path, b: Path, threads: int | None, as_json: boo
     from neuzip.difference import diff_files
 
     with progress_bar("diff", a, quiet) as progress:
-        found = diff_files(a, b, threads=threads, progress=progress)
+        found = diff_files(a, b, threads, progress, backend)
     if as_json:
         text.document(document(found))
     elif not quiet:

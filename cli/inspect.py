@@ -27,12 +27,19 @@ WIDE = 110  # columns of a terminal that shows everything
 )
 @options.source
 @options.threads
+@options.backend
 @click.option("--html", type=options.FilePath(), metavar="PAGE", help="Also write a report to look at.")
 @click.option("--force", "-f", is_flag=True, help="Replace PAGE if it exists.")
 @options.as_json
 @options.quiet
 def inspect(
-    src: Path, threads: int | None, html: Path | None, force: bool, as_json: bool, quiet: bool
+    src: Path,
+    threads: int | None,
+    backend: str | None,
+    html: Path | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Show where SRC's bytes go, tensor by tensor.
 
@@ -47,6 +54,7 @@ def inspect(
     PAGE is one HTML file that needs no network: bytes by layer and plane, exponents, ratios against the bound,
     the worst and the best tensors, and tensors that hold the same bytes.
     """
+    from neuzip.codec import Options
     from neuzip.files import refuse_existing
     from neuzip.inspection import inspect_file
     from neuzip.tensor_file import list_files
@@ -54,9 +62,9 @@ def inspect(
     if html is not None:  # now, not after an hour
         refuse_existing(html, force=force, directory=False)
     inspections = []
-    for path in list_files(src):
+    for path in list_files(src, Options(backend=backend)):
         with progress_bar("inspect", path, quiet) as progress:
-            inspections.append(inspect_file(path, threads=threads, progress=progress))
+            inspections.append(inspect_file(path, threads, progress, backend))
     if html is not None:
         from neuzip.cli import page
 

@@ -15,7 +15,7 @@ import zstandard
 from neuzip import _native, _system, frame
 from neuzip.codec import Options
 from neuzip.errors import CorruptFrame, NeuzipError, TruncatedInput, UnsupportedFormat
-from neuzip.files import MappedFile
+from neuzip.files import FileBytes
 from neuzip.manifest import ARCHIVE_MAGIC
 
 VERSION = 1
@@ -61,7 +61,7 @@ class Archive:
     sha256: str
     segments: tuple[Segment, ...]
     view: Any
-    file: MappedFile | None = None
+    file: FileBytes | None = None
 
     @classmethod
     def open(cls, path: str | Path, *, backend: str | None = None) -> Archive:
@@ -70,7 +70,7 @@ class Archive:
         Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument for a directory.
         """
         path = Path(path)
-        file = MappedFile(path, backend)
+        file = FileBytes(path, backend)
         try:
             return replace(cls.parse(file.view, path), file=file)
         except BaseException:

@@ -14,7 +14,7 @@ from neuzip._system import room
 from neuzip.archive import Archive, Segment
 from neuzip.codec import Options
 from neuzip.errors import NeuzipError
-from neuzip.files import MappedFile
+from neuzip.files import FileBytes
 from neuzip.kinds.part import Source, ViewSource, check_range
 from neuzip.manifest import is_archive
 
@@ -86,7 +86,7 @@ def open_source(path: Path, options: Options) -> Iterator[Source]:
     Errors of the block that name no file are given this one.
     """
     try:
-        with MappedFile(path) as file:
+        with FileBytes(path, options.backend) as file:
             if is_archive(file):
                 yield ArchiveSource(replace(Archive.parse(file.view, path), file=file), options)
             else:

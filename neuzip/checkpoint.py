@@ -12,7 +12,7 @@ from neuzip.codec import Options
 from neuzip.container import Container
 from neuzip.draft import drafted_file
 from neuzip.errors import InvalidArgument
-from neuzip.files import MappedFile, drop_cache, storage
+from neuzip.files import FileBytes, drop_cache, storage
 from neuzip.manifest import ARCHIVE, CONTAINER, COPY
 from neuzip.report import PLAIN, FileReport, Meter, Progress, Report
 from neuzip.task import Task
@@ -140,7 +140,7 @@ def _compress(task: Task) -> Report:
                 drop_cache(draft)
                 with (
                     member.open_packed(draft, record.coding, task.options) as written,
-                    MappedFile(task.source, task.options.backend) as source,
+                    FileBytes(task.source, task.options.backend) as source,
                 ):
                     member.compare(written, source, task.options)
                     source.check_unchanged()
@@ -151,12 +151,12 @@ def _compress(task: Task) -> Report:
     return _report(task.source, task.destination, file, started)
 
 
-def _plain(task: Task) -> Container | MappedFile:
+def _plain(task: Task) -> Container | FileBytes:
     """The source: a safetensors file if it, or else its destination, is to be one."""
     named = task.source.suffix == member.SUFFIX and task.destination.suffix != _INFIX
     if named or task.destination.suffix == member.SUFFIX:
         return Container.open(task.source, backend=task.options.backend)
-    return MappedFile(task.source, task.options.backend)
+    return FileBytes(task.source, task.options.backend)
 
 
 def _restore(task: Task) -> Report:
@@ -168,7 +168,7 @@ def _restore(task: Task) -> Report:
             member.restore(packed, draft, task.destination, task.options, meter.advance)
             if task.remove:
                 drop_cache(draft)
-                with MappedFile(draft, task.options.backend) as written:
+                with FileBytes(draft, task.options.backend) as written:
                     member.compare(packed, written, task.options)
         compressed = _size(task.source)
     if task.remove:

@@ -23,7 +23,7 @@ from neuzip.container_metadata import (
     version,
 )
 from neuzip.errors import CorruptFrame, NeuzipError, TruncatedInput
-from neuzip.files import MappedFile, lazy_part
+from neuzip.files import FileBytes, lazy_part
 from neuzip.layouts import DTYPES
 from neuzip.safetensors_header import Entry, SafetensorsHeader, parse_file
 
@@ -49,20 +49,20 @@ class Container:
     original: SafetensorsHeader
     sha256: str | None
     view: Any
-    file: MappedFile | None = None
+    file: FileBytes | None = None
     checksums: kept.Checksums | None = None
 
     @classmethod
     def open(cls, path: str | Path, *, damaged: bool = False, backend: str | None = None) -> Container:
         """Opens a file and checks its headers, not its frames.
 
-        backend: see MappedFile. damaged: open also a file that ends too early; to read what is missing raises
+        backend: see FileBytes. damaged: open also a file that ends too early; to read what is missing raises
         TruncatedInput.
 
         Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument for a directory.
         """
         path = Path(path)
-        file = MappedFile(path, backend)
+        file = FileBytes(path, backend)
         try:
             return replace(cls.parse(file.view, path, damaged=damaged), file=file)
         except BaseException:
@@ -248,7 +248,7 @@ class Container:
             yield out
 
     def forget(self, name: str | None = None) -> None:
-        """Lets go of what has been read of a tensor, or of the whole file. See MappedFile.forget."""
+        """Lets go of what has been read of a tensor, or of the whole file. See FileBytes.forget."""
         if self.file is None:
             return
         if name is None:

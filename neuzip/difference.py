@@ -62,6 +62,7 @@ def diff_files(
     right: str | os.PathLike[str],
     threads: int | None = None,
     progress: Progress | None = None,
+    backend: str | None = None,
 ) -> Difference:
     """Compares the tensors of two files of any kind that has some, or directories of them, each compressed or not.
 
@@ -71,11 +72,13 @@ def diff_files(
     compared: no metadata, no other files. Holds a few MiB of each side at a time.
 
     threads: for decoding; None is one a processor. progress: called with the original bytes done and in all, of
-    one side. Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument if a file or
-    directory has no tensors.
+    one side. backend: as for compress_file.
+
+    Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument if a file or directory has
+    no tensors.
     """
     a, b = Path(left), Path(right)
-    options = Options(threads=threads)
+    options = Options(threads=threads, backend=backend)
     with ExitStack() as stack:
         pairs = _pair(*(_open(path, options, stack) for path in (a, b)))
         meter = Meter(sum(pair.size for pair in pairs), progress)
@@ -115,7 +118,7 @@ class _Pair:
 def _open(root: Path, options: Options, stack: ExitStack) -> list[_Held]:
     """The tensors of a file or directory, in the order of their data."""
     held = []
-    for path in list_files(root):
+    for path in list_files(root, options):
         file = stack.enter_context(open_tensors(path, options))
         name = path.relative_to(root).as_posix() if path != root else path.name
         held += [_Held(name, file, part) for part in file.tensors]

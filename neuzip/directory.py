@@ -21,7 +21,7 @@ from neuzip.errors import (
     StorageError,
     UnsupportedFormat,
 )
-from neuzip.files import MappedFile, drop_cache, remove_files, storage, walk_files
+from neuzip.files import FileBytes, drop_cache, remove_files, storage, walk_files
 from neuzip.manifest import (
     ARCHIVE,
     CONFIG,
@@ -150,7 +150,7 @@ def _salvage_member(
         with member.open_packed(source, record.coding, task.options, damaged=True) as packed:
             return member.salvage(packed, draft, destination, task.options, meter.advance)
     write = member.restore_config if record.coding == CONFIG else member.copy
-    with MappedFile(source, task.options.backend) as file:
+    with FileBytes(source, task.options.backend) as file:
         try:
             found = write(file, draft, destination, meter.advance)
         except CorruptFrame as error:
@@ -192,7 +192,7 @@ def _verify_member(path: Path, record: Record, options: Options, meter: Meter) -
             _check_record(member.original_record(packed), record, path)
             member.verify(packed, options, meter.advance)
     else:
-        with MappedFile(path, options.backend) as file:
+        with FileBytes(path, options.backend) as file:
             original = member.original_config(file) if record.coding == CONFIG else file.view
             _check_record(member.measure(original, record.coding, meter.advance), record, path)
 
@@ -282,7 +282,7 @@ def _compress_member(
     is_config: whether the file is a config.json beside weights, in which the quantization method is named.
     """
     record = None
-    with MappedFile(source, options.backend) as file:
+    with FileBytes(source, options.backend) as file:
         if source.suffix == member.SUFFIX:
             # A dtype or a container that only a later version knows is copied.
             with suppress(UnsupportedFormat), Container.open(source, backend=options.backend) as plain:
@@ -309,7 +309,7 @@ def _restore_member(
             member.restore(packed, draft, destination, options, meter.advance)
     else:
         write = member.restore_config if record.coding == CONFIG else member.copy
-        with MappedFile(source, options.backend) as file:
+        with FileBytes(source, options.backend) as file:
             _check_record(write(file, draft, destination, meter.advance), record, source)
 
 
@@ -330,12 +330,12 @@ def _compare(manifest: Manifest, compressed: Path, plain: Path, written: Path, o
     for name in manifest.files:
         drop_cache(written / name)
     for name, record in manifest.files.items():
-        with MappedFile(plain / name, options.backend) as original:
+        with FileBytes(plain / name, options.backend) as original:
             if record.coding in (CONTAINER, ARCHIVE):
                 with member.open_packed(compressed / name, record.coding, options) as packed:
                     member.compare(packed, original, options)
             else:
-                with MappedFile(compressed / name, options.backend) as copied:
+                with FileBytes(compressed / name, options.backend) as copied:
                     member.compare_copy(copied, original, record.coding)
 
 

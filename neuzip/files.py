@@ -89,7 +89,7 @@ def lazy_part(view: View, start: int, stop: int) -> View:
     return view.part(start, stop) if isinstance(view, ReadView) else view[start:stop]
 
 
-class MappedFile:
+class FileBytes:
     """A regular file, open for reading, its bytes in `view`. A context manager.
 
     backend: "mmap"; "read", with which `view` reads what is sliced; None for "read" on network file systems, where a
@@ -155,7 +155,7 @@ class MappedFile:
             if self._map is not None:
                 self._map.close()
 
-    def __enter__(self) -> MappedFile:
+    def __enter__(self) -> FileBytes:
         return self
 
     def __exit__(

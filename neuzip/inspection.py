@@ -19,6 +19,7 @@ import numpy as np
 from neuzip import _native, frame
 from neuzip.codec import Options
 from neuzip.errors import NeuzipError
+from neuzip.files import View
 from neuzip.histogram import Histogram, entropy
 from neuzip.kinds.part import Part, field_size, split_fields
 from neuzip.tensor_file import Held, TensorFile, open_tensors
@@ -104,16 +105,21 @@ class Inspection:
 
 
 def inspect_file(
-    path: Path, threads: int | None = None, progress: Callable[[int, int], None] | None = None
+    path: Path,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    backend: str | None = None,
 ) -> Inspection:
     """Reads a file with tensors whole, decoding what is compressed.
 
-    progress: called with (done, total) original bytes. Raises CorruptFrame, TruncatedInput,
-    UnsupportedFormat, StorageError; InvalidArgument for a file in which no tensors are known.
+    progress: called with (done, total) original bytes. backend: as for compress_file.
+
+    Raises CorruptFrame, TruncatedInput, UnsupportedFormat, StorageError; InvalidArgument for a file in which no
+    tensors are known.
     """
     done = 0
     tensors = []
-    with open_tensors(path, Options(threads=threads)) as file:
+    with open_tensors(path, Options(threads=threads, backend=backend)) as file:
         total = sum(part.size for part in file.tensors)
         for part in file.tensors:
             survey = Survey(file, part)
@@ -196,9 +202,9 @@ class Survey:
             for field, histogram in zip(self.part.fields, self.histograms, strict=True)
         )
 
-    def _count_frame(self, data: memoryview) -> str:
+    def _count_frame(self, data: View) -> str:
         """Counts the planes of a frame; its coding."""
-        header = frame.read_header(data, whole=True)
+        header = frame.read_whole_header(data)
         if header.coding == PLANES:
             for chunk in range(header.chunk_count):
                 if chunk % _FORGET_CHUNKS == 0:

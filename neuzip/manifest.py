@@ -13,7 +13,7 @@ from typing import Any
 
 from neuzip.digest import is_sha256
 from neuzip.errors import CorruptFrame, NeuzipError, StorageError, UnsupportedFormat
-from neuzip.files import MappedFile, storage
+from neuzip.files import FileBytes, storage
 from neuzip.safetensors_header import parse_json
 
 MANIFEST_NAME = "neuzip.json"
@@ -48,7 +48,7 @@ class Manifest:
         Raises CorruptFrame, UnsupportedFormat, StorageError.
         """
         path = member_path(root, MANIFEST_NAME)
-        with MappedFile(path) as file:
+        with FileBytes(path) as file:
             try:
                 return cls.parse(bytes(file.view[:]))
             except NeuzipError as error:
@@ -83,7 +83,7 @@ class Manifest:
         return sum(record.size for record in self.files.values())
 
 
-def is_archive(file: MappedFile) -> bool:
+def is_archive(file: FileBytes) -> bool:
     """Whether a file begins as an archive (§10) does."""
     return bytes(file.view[: len(ARCHIVE_MAGIC)]) == ARCHIVE_MAGIC
 
@@ -131,7 +131,7 @@ def check_index(path: Path, name: str, names: Iterable[str]) -> None:
     """
     known = set(names)
     folder = PurePosixPath(name).parent
-    with MappedFile(path) as file:
+    with FileBytes(path) as file:
         try:
             shards = _shards(bytes(file.view[:]))
             for tensor, shard in shards.items():

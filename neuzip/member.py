@@ -12,7 +12,7 @@ from neuzip.container import BATCH_BYTES, Container
 from neuzip.container_writer import write_container
 from neuzip.digest import Digest
 from neuzip.errors import CorruptFrame, DamagedFile, InvalidArgument, NeuzipError
-from neuzip.files import MappedFile, View, created_file, same_bytes
+from neuzip.files import FileBytes, View, created_file, same_bytes
 from neuzip.manifest import ARCHIVE, CONFIG, CONTAINER, COPY, Record, is_archive
 from neuzip.model_config import LIMIT, insert_method, remove_method
 
@@ -36,7 +36,7 @@ class Packed(Protocol):
         """The file, for errors."""
 
     @property
-    def file(self) -> MappedFile | None:
+    def file(self) -> FileBytes | None:
         """The file."""
 
     @property
@@ -66,7 +66,7 @@ def open_packed(path: Path, coding: str, options: Options, *, damaged: bool = Fa
     return Container.open(path, damaged=damaged, backend=options.backend)
 
 
-def forgetting(file: MappedFile | None, advance: Advance) -> Advance:
+def forgetting(file: FileBytes | None, advance: Advance) -> Advance:
     """advance, which also lets go of what has been read of a file: memory stays bounded whatever its size."""
 
     def advance_and_forget(count: int) -> None:
@@ -79,7 +79,7 @@ def forgetting(file: MappedFile | None, advance: Advance) -> Advance:
 
 def guess_coding(path: Path) -> str:
     """ARCHIVE if a file begins as one, else CONTAINER if its name is that of a safetensors file, else COPY."""
-    with MappedFile(path) as file:
+    with FileBytes(path) as file:
         if is_archive(file):
             return ARCHIVE
     return CONTAINER if path.suffix == SUFFIX else COPY
@@ -92,14 +92,14 @@ def compress(plain: Container, draft: Path, destination: Path, options: Options,
     """
     if plain.compressed:
         raise InvalidArgument("already compressed", file=plain.path)
-    file = _mapped(plain)
+    file = _file(plain)
     with created_file(draft, mode=file.mode, destination=destination) as out:
         sha256 = write_container(plain, out, options, forgetting(file, advance))
         file.check_unchanged()
     return Record(plain.original.file_size, sha256, CONTAINER)
 
 
-def archive(file: MappedFile, draft: Path, destination: Path, options: Options, advance: Advance) -> Record:
+def archive(file: FileBytes, draft: Path, destination: Path, options: Options, advance: Advance) -> Record:
     """Writes the archive (§10) of any file to `draft`; errors name `destination`.
 
     Raises InvalidArgument if the file is an archive already.
@@ -118,7 +118,7 @@ def archive(file: MappedFile, draft: Path, destination: Path, options: Options, 
     return Record(len(file.view), sha256, ARCHIVE)
 
 
-def to_archive(file: MappedFile) -> bool:
+def to_archive(file: FileBytes) -> bool:
     """Whether a directory should have a file as an archive: not what libraries read out of it as it is."""
     if is_archive(file) or file.path.suffix in _TOKENIZERS:
         return False
@@ -136,7 +136,7 @@ def restore(packed: Packed, draft: Path, destination: Path, options: Options, ad
     """
     record = original_record(packed)
     advance = forgetting(packed.file, advance)
-    with created_file(draft, mode=_mapped(packed).mode, destination=destination) as out:
+    with created_file(draft, mode=_file(packed).mode, destination=destination) as out:
         for piece in _checked_pieces(packed, record, options):
             out.write(piece)
             advance(len(piece))
@@ -162,7 +162,7 @@ def salvage(
         if isinstance(packed, Container)
         else packed.pieces(options, lost)
     )
-    with created_file(draft, mode=_mapped(packed).mode, destination=destination) as out, Digest() as digest:
+    with created_file(draft, mode=_file(packed).mode, destination=destination) as out, Digest() as digest:
         for piece in pieces:
             digest.update([piece])
             out.write(piece)
@@ -184,7 +184,7 @@ def verify(packed: Container | Archive, options: Options, advance: Advance) -> R
     return record
 
 
-def copy(file: MappedFile, draft: Path, destination: Path, advance: Advance) -> Record:
+def copy(file: FileBytes, draft: Path, destination: Path, advance: Advance) -> Record:
     """Copies a file byte for byte to `draft`; errors name `destination`."""
     advance = forgetting(file, advance)
     with Digest() as digest:
@@ -204,7 +204,7 @@ def measure(view: View, coding: str, advance: Advance) -> Record:
         return Record(digest.size, digest.hexdigest(), coding)
 
 
-def name_method(file: MappedFile, draft: Path, destination: Path, advance: Advance) -> Record | None:
+def name_method(file: FileBytes, draft: Path, destination: Path, advance: Advance) -> Record | None:
     """Writes a config.json that names the quantization method (§8) to `draft`; None if it must stay as it is."""
     original = bytes(file.view[: LIMIT + 1])
     edited = insert_method(original) if len(original) <= LIMIT else None
@@ -216,7 +216,7 @@ def name_method(file: MappedFile, draft: Path, destination: Path, advance: Advan
     return measure(memoryview(original), CONFIG, advance)
 
 
-def restore_config(file: MappedFile, draft: Path, destination: Path, advance: Advance) -> Record:
+def restore_config(file: FileBytes, draft: Path, destination: Path, advance: Advance) -> Record:
     """Writes the original of a config.json that names the method to `draft`. Raises CorruptFrame."""
     original = original_config(file)
     with created_file(draft, mode=file.mode, destination=destination) as out:
@@ -224,7 +224,7 @@ def restore_config(file: MappedFile, draft: Path, destination: Path, advance: Ad
     return measure(original, CONFIG, advance)
 
 
-def original_config(file: MappedFile) -> memoryview:
+def original_config(file: FileBytes) -> memoryview:
     """The original bytes of a config.json that names the method. Raises CorruptFrame, naming the file."""
     try:
         return memoryview(remove_method(bytes(file.view[:])))
@@ -241,7 +241,7 @@ def original_record(packed: Packed) -> Record:
     )
 
 
-def compare(packed: Packed, plain: MappedFile, options: Options) -> None:
+def compare(packed: Packed, plain: FileBytes, options: Options) -> None:
     """Decodes a file and compares it with a plain file, byte for byte. Raises CorruptFrame, naming the
     compressed one, if they differ."""
     position = 0
@@ -260,7 +260,7 @@ def compare(packed: Packed, plain: MappedFile, options: Options) -> None:
         )
 
 
-def compare_copy(copied: MappedFile, plain: MappedFile, coding: str) -> None:
+def compare_copy(copied: FileBytes, plain: FileBytes, coding: str) -> None:
     """Raises CorruptFrame, naming the copy, if it does not stand for the plain file's bytes."""
     original = original_config(copied) if coding == CONFIG else copied.view
     if not same_bytes(original, plain.view):
@@ -284,6 +284,6 @@ def _hashed(view: View, digest: Digest) -> Iterator[memoryview]:
         yield piece
 
 
-def _mapped(packed: Packed) -> MappedFile:
+def _file(packed: Packed) -> FileBytes:
     assert packed.file is not None  # open sets it
     return packed.file

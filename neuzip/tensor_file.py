@@ -14,7 +14,7 @@ from neuzip.archive_source import ArchiveSource, open_source
 from neuzip.codec import Options
 from neuzip.container import Container
 from neuzip.errors import InvalidArgument
-from neuzip.files import walk_files
+from neuzip.files import View, walk_files
 from neuzip.kinds import Kind, find_parts
 from neuzip.kinds.part import Part, Source, plain_part
 from neuzip.reader import read_bytes
@@ -33,7 +33,7 @@ class Held:
     """
 
     size: int
-    frames: tuple[memoryview, ...]
+    frames: tuple[View, ...]
     records: bool
     rest: str
 
@@ -54,24 +54,24 @@ class TensorFile(Protocol):
         """None if the file is not compressed."""
 
     def forget(self) -> None:
-        """See MappedFile.forget."""
+        """See FileBytes.forget."""
 
 
-def list_files(path: Path) -> list[Path]:
+def list_files(path: Path, options: Options) -> list[Path]:
     """The files with tensors at `path`: itself, or those below a directory, sorted.
 
     Raises InvalidArgument if a directory has none, StorageError; of a broken archive what Archive.open raises.
     """
     if not path.is_dir():
         return [path]
-    found = [file for _, file in walk_files(path) if file.suffix == SUFFIX or _has_tensors(file)]
+    found = [file for _, file in walk_files(path) if file.suffix == SUFFIX or _has_tensors(file, options)]
     if not found:
         raise InvalidArgument("the directory has no files with tensors", file=path)
     return found
 
 
-def _has_tensors(path: Path) -> bool:
-    with open_source(path, Options()) as source:
+def _has_tensors(path: Path, options: Options) -> bool:
+    with open_source(path, options) as source:
         if isinstance(source, ArchiveSource):
             return source.archive.kind != Kind.OTHER
         return bool(find_parts(source, path).parts)
@@ -88,7 +88,7 @@ def open_tensors(path: Path, options: Options) -> Iterator[TensorFile]:
         if isinstance(source, ArchiveSource) or not _is_safetensors(path, source):
             yield _SourceTensors(path, source, options)
             return
-    with Container.open(path) as container:
+    with Container.open(path, backend=options.backend) as container:
         yield _ContainerTensors(path, container, options)
 
 
@@ -118,7 +118,7 @@ class _ContainerTensors:
     def held(self, part: Part) -> Held | None:
         if not self._container.compressed:
             return None
-        data = self._container.data(part.name)
+        data = self._container.lazy_data(part.name)
         return Held(len(data), (data,) if self._container.is_frame(part.name) else (), False, "copy")
 
 
@@ -146,7 +146,7 @@ class _SourceTensors:
         if self._archive is None:
             return None
         size, records = 0.0, False
-        frames: list[memoryview] = []
+        frames: list[View] = []
         for segment in self._archive.segments[bisect.bisect_right(self._starts, part.start) - 1 :]:
             if segment.start >= part.end:
                 break

@@ -13,7 +13,7 @@ import torch
 from neuzip.archive_source import open_source
 from neuzip.codec import Options
 from neuzip.errors import CorruptFrame, NeuzipError, UnsupportedFormat
-from neuzip.files import MappedFile
+from neuzip.files import FileBytes
 from neuzip.kinds.magic import PICKLE, ZIP
 from neuzip.kinds.part import Source
 from neuzip.kinds.pickles import Call, Global, Mapping
@@ -28,7 +28,7 @@ _PLAIN = (str, bytes, int, float, bool, type(None))
 def is_torch_file(filename: str | os.PathLike[str]) -> bool:
     """Whether a file begins as one of torch.save, or as an archive, which may hold one."""
     try:
-        with MappedFile(Path(filename)) as file:
+        with FileBytes(Path(filename)) as file:
             head = bytes(file.view[:9])
             # The first byte of a safetensors file, of its header's length, can be a pickle's.
             is_pickle = head.startswith(PICKLE) and head[8:] != b"{"

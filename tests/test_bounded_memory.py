@@ -15,7 +15,7 @@ from neuzip import _system, files, safe_open
 from neuzip.checkpoint import compress_file, decompress_file, verify_file
 from neuzip.container import Container
 from neuzip.errors import DamagedFile, InvalidArgument, StorageError
-from neuzip.files import MappedFile, ReadView
+from neuzip.files import FileBytes, ReadView
 
 SIZE = 300 << 20  # bytes of the tensor
 BOUND = 200 << 20  # above an idle interpreter: less than the tensor compressed
@@ -114,17 +114,17 @@ def test_a_directory_with_plain_reads(source: Path, tmp_path: Path) -> None:
 
 
 def test_the_backend_follows_the_file_system(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with MappedFile(source) as file:
+    with FileBytes(source) as file:
         assert isinstance(file.view, memoryview)
     for nfs in (0x6969, 0xFF534D42, 0x65735546, 0x01021997, 0x0BD00BD0):
         monkeypatch.setattr(_system, "file_system_type", lambda descriptor, nfs=nfs: nfs)
-        with MappedFile(source) as file, Container.open(source) as container:
+        with FileBytes(source) as file, Container.open(source) as container:
             assert isinstance(file.view, ReadView)
             assert isinstance(container.view, ReadView)
-        with MappedFile(source, "mmap") as file:
+        with FileBytes(source, "mmap") as file:
             assert isinstance(file.view, memoryview)
     with pytest.raises(InvalidArgument, match="none of"):
-        MappedFile(source, "telepathy")
+        FileBytes(source, "telepathy")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
@@ -169,7 +169,7 @@ def test_an_input_error_of_plain_reads_is_an_error(
 
 
 def test_a_view_is_read_as_it_is_sliced(source: Path) -> None:
-    with MappedFile(source, "read") as file:
+    with FileBytes(source, "read") as file:
         view = file.view
         assert len(view) == len(ORIGINAL)
         assert bytes(view[3:9]) == ORIGINAL[3:9]

@@ -28,6 +28,26 @@ print([name for name in sys.modules if name.split(".")[0] == "torch"])
     assert run(code) == "[]"
 
 
+def test_safetensors_files_need_no_numpy_and_no_other_kind() -> None:
+    code = """
+import os, sys, tempfile, pathlib
+sys.modules["numpy"] = None
+from neuzip.checkpoint import compress_file, decompress_file, verify_file
+path = pathlib.Path(tempfile.mkdtemp(), "a.safetensors")
+text = b'{"w":{"dtype":"BF16","shape":[300,1000],"data_offsets":[0,600000]},'
+text += b'"i":{"dtype":"I64","shape":[1000],"data_offsets":[600000,608000]}}'
+data = len(text).to_bytes(8, "little") + text + os.urandom(8) * 76000
+path.write_bytes(data)
+packed = compress_file(path).destination
+assert packed.stat().st_size < 500_000
+decompress_file(packed, force=True)
+assert path.read_bytes() == data
+print([name for name in sys.modules if name.startswith("neuzip.kinds") or name == "neuzip.archive"])
+verify_file(packed)
+"""
+    assert run(code) == "[]"
+
+
 def test_torch_is_imported_when_it_is_asked_for() -> None:
     assert run("import neuzip, sys; print('torch' in sys.modules)") == "False"
 

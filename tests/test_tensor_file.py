@@ -108,11 +108,13 @@ def facts(tensor: TensorInspection) -> tuple[Any, ...]:
 def test_every_form_holds_the_same(forms: list[Path]) -> None:
     for other in forms[1:]:
         found = diff_files(forms[0], other)
+        assert diff_files(forms[0], other, backend="read") == found
         assert (found.equal, found.tensors) == (len(TENSORS), ()), other
     before = sorted(map(facts, inspect_file(forms[0]).tensors))
     for path in forms:
         found = inspect_file(path)
         assert sorted(map(facts, found.tensors)) == before, path
+        assert inspect_file(path, backend="read") == found
         packed = path.name.endswith((".nz", ".nz.safetensors"))
         assert found.compressed_size == (path.stat().st_size if packed else None)
         for tensor in found.tensors:

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from neuzip.errors import NeuzipError
-from neuzip.files import MappedFile
+from neuzip.files import FileBytes
 from neuzip.kinds import magic
 from neuzip.kinds.part import Part, Source, ViewSource
 from neuzip.safetensors_header import LENGTH
@@ -62,7 +62,7 @@ def _external(path: Path, size: int) -> list[Part]:
     """The tensors that ONNX models in the same folder have in this file."""
     found: list[Part] = []
     for model in sorted(path.parent.glob("*.onnx"))[:_MODEL_LIMIT]:
-        with suppress(NeuzipError), MappedFile(model) as file:
+        with suppress(NeuzipError), FileBytes(model) as file:
             if bytes(file.view[:1]) == magic.ONNX:
                 from neuzip.kinds.onnx_file import read_external
 
