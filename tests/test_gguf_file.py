@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf_file as by_hand
 import numpy as np
 import pytest
 from gguf_file import Tensor, array, pair, string
+from k_quants import q4_k, q6_k
 from kind_files import found, packed, restored
 from safetensors_file import weights
 
@@ -84,6 +87,21 @@ def test_scales_and_codes_are_coded_apart(tmp_path: Path, kind: str, ratio: floa
     headers = [header for _, header in archive.frames(segment)]
     fields = next(fields for name, _, fields in _BLOCKS.values() if name == kind)
     assert [(header.dtype.name, header.shape[1]) for header in headers] == list(fields)
+    assert len(made) < ratio * len(data)
+
+
+@pytest.mark.parametrize(("kind", "quantise", "ratio"), [("Q4_K", q4_k, 0.98), ("Q6_K", q6_k, 0.98)])
+def test_k_quants_of_weights(kind: str, quantise: Callable[..., Any], ratio: float) -> None:
+    matrix = np.random.default_rng(0).normal(0, 0.02, (400, 512)).astype(np.float32)
+    matrix *= np.random.default_rng(1).lognormal(0, 0.5, (400, 1)).astype(np.float32)
+    type_ = gguf.GGMLQuantizationType[kind]
+    blocks = quantise(matrix)
+    error = np.abs(gguf.quants.dequantize(blocks.reshape(400, -1), type_) - matrix)
+    assert error.max() < 0.1 * np.abs(matrix).max() and error.mean() < 0.1 * np.abs(matrix).mean()
+    data = by_hand.build([Tensor("w", int(type_), (512, 400), blocks.tobytes())])
+    assert found(data) == {"w": (kind, (400, 512))}
+    made = packed(data)
+    assert restored(made) == data
     assert len(made) < ratio * len(data)
 
 

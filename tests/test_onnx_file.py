@@ -49,6 +49,22 @@ def test_every_type() -> None:
     assert restored(packed(data)) == data
 
 
+def test_subgraphs() -> None:
+    def graph(name: str, *nodes: Any) -> Any:
+        held = onnx.numpy_helper.from_array(MATRIX, name)
+        return onnx.helper.make_graph(list(nodes), name, [], [], initializer=[held])
+
+    loop = onnx.helper.make_node("Loop", [], [], body=graph("body"))
+    branches = {"then_branch": graph("then", loop), "else_branch": graph("else")}
+    node = onnx.helper.make_node("If", ["c"], [], **branches)
+    several = onnx.helper.make_node("Custom", [], [], graphs=[graph("first"), graph("second")])
+    data = onnx.helper.make_model(graph("main", node, several)).SerializeToString()
+    names = ("main", "then", "body", "else", "first", "second")
+    assert found(data) == dict.fromkeys(names, ("F32", (200, 200)))
+    made = packed(data)
+    assert restored(made) == data and len(made) < 0.9 * len(data)
+
+
 def test_what_is_held_in_other_ways() -> None:
     constant = onnx.helper.make_node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(MATRIX, "c"))
     floats = onnx.helper.make_tensor("floats", onnx.TensorProto.FLOAT, [50], MATRIX[0, :50])

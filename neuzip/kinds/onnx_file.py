@@ -1,7 +1,7 @@
 """ONNX models: protocol buffers, of which the tensors that hold their data as bytes are found.
 
-The fields are those of onnx.proto: a ModelProto's graph has initialisers, and nodes whose attributes are constants.
-Subgraphs are not looked into.
+The fields are those of onnx.proto: a ModelProto's graph has initialisers, and nodes whose attributes are constants, or
+graphs in turn: the branches of If, the bodies of Loop and Scan.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _U64, _U32 = struct.Struct("<Q"), struct.Struct("<I")
 # Field numbers.
 _GRAPH = 7
 _NODE, _INITIALIZER = 1, 5
-_ATTRIBUTE, _VALUE = 5, 5
+_ATTRIBUTE = 5
+_VALUES, _SUBGRAPHS = (5, 10), (6, 11)  # of an attribute: one, and several
 _DIMS, _DATA_TYPE, _FLOATS, _NAME, _RAW, _DOUBLES, _EXTERNAL = 1, 2, 4, 8, 9, 10, 13
 _KEY, _TEXT = 1, 2  # of an entry of external data
 
@@ -100,28 +101,32 @@ class _Tensor:
 
 
 def _read_model(source: Source) -> list[_Tensor] | None:
-    """Initialisers and constants, or None if there is no graph."""
+    """Initialisers and constants of all graphs, or None if there is none."""
     reader = _Reader(source)
     graphs = [span for number, span in reader.messages(0, source.size) if number == _GRAPH]
     if not graphs:
         return None
     tensors = []
-    for start, end in graphs:
-        for number, (first, last) in reader.messages(start, end):
+    while graphs:
+        for number, (first, last) in reader.messages(*graphs.pop()):
             if number == _INITIALIZER:
                 tensors.append(_read_tensor(reader, first, last))
             elif number == _NODE:
-                tensors += _read_constants(reader, first, last)
+                tensors += _read_constants(reader, first, last, graphs)
     return tensors
 
 
-def _read_constants(reader: _Reader, start: int, end: int) -> Iterator[_Tensor]:
-    """The tensors among the attributes of a node."""
+def _read_constants(
+    reader: _Reader, start: int, end: int, graphs: list[tuple[int, int]]
+) -> Iterator[_Tensor]:
+    """The tensors among the attributes of a node; graphs among them are added to `graphs`."""
     for number, attribute in reader.messages(start, end):
         if number == _ATTRIBUTE:
             for inner, span in reader.messages(*attribute):
-                if inner == _VALUE:
+                if inner in _VALUES:
                     yield _read_tensor(reader, *span)
+                elif inner in _SUBGRAPHS:
+                    graphs.append(span)
 
 
 def _read_tensor(reader: _Reader, start: int, end: int) -> _Tensor:
