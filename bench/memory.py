@@ -116,8 +116,8 @@ def measure(folder: Path, size: int, backend: str) -> tuple[dict, bool]:
         "compress": (*neuzip, "compress", str(source), *two, "--backend", backend),
         "verify": (*neuzip, "verify", str(packed), *two, "--backend", backend),
         "decompress": (*neuzip, "decompress", str(packed), "-o", str(back), *two, "--backend", backend),
-        "inspect": (*neuzip, "inspect", str(packed), *two),
-        "diff": (*neuzip, "diff", str(packed), str(back), *two),
+        "inspect": (*neuzip, "inspect", str(packed), *two, "--backend", backend),
+        "diff": (*neuzip, "diff", str(packed), str(back), *two, "--backend", backend),
         "load": ("-c", load, str(packed)),
     }
     rows = {}
