@@ -100,7 +100,7 @@ __device__ __forceinline__ bool take_local_table(Cursor *cursor, Lookup *lookup)
   const uint32_t size = byte_table_size(cursor->at(), cursor->left());
   if (!size) return false;
   const uint8_t *const table = cursor->take(size);
-  return cursor->align() && load_byte_table(table, 0, lookup);
+  return cursor->align() && load_byte_table(table, lookup);
 }
 
 }  // namespace nz

@@ -141,13 +141,14 @@ __device__ __forceinline__ uint32_t merge_coded(const Sections &s, const PlaneBy
   return NZ_FAULT_NONE;
 }
 
+// `first` is the head of symbol 0.
 template <int W>
 __device__ __forceinline__ uint32_t merge_joint(const Sections &s, const PlaneBytes *planes,
-                                                const ByteTable &table, uint32_t units,
+                                                const ByteTable &table, uint32_t first, uint32_t units,
                                                 typename UnitOf<W>::Type *out) {
   Stream stream(s.stream);
   if (!stream.begins_well()) return NZ_FAULT_STREAM;
-  merge_stream<W>(SixPlanes<W>{planes, planes[1]}, Heads<W>(), table, &stream, units, out);
+  merge_stream<W>(SixPlanes<W>{planes, planes[1]}, Heads<W>{first << 6}, table, &stream, units, out);
   if (!stream.ends_well(true)) return NZ_FAULT_STREAM;
   __syncwarp();
   const uint8_t *const last = planes[1].bytes + (units - 1) / 128 * 96;
@@ -219,8 +220,7 @@ __device__ __forceinline__ bool load_table(const uint8_t *entry, uint32_t kind, 
   bench->table = nullptr;
   if (kind == kRankTable)
     load_rank_table(entry + kEntryHeader, &bench->shared->lookup);
-  else if (!load_byte_table(entry + kEntryHeader, kind == kJointTable ? 4 * __ldg(entry + 4) : 0,
-                            &bench->shared->lookup))
+  else if (!load_byte_table(entry + kEntryHeader, &bench->shared->lookup))
     return false;
   bench->table = entry;
   return true;
@@ -247,7 +247,7 @@ __device__ __forceinline__ uint32_t decode_chunk(const uint8_t *chunk, uint32_t 
   if (s.mode0 == kRank) return merge_coded<W>(s, planes, RankTable{&bench->shared->lookup}, units, out);
   const ByteTable table = {&bench->shared->lookup, bench->shared->lookup.bits};
   if constexpr (W == 2 || W == 4) {
-    if (s.mode0 == kJoint) return merge_joint<W>(s, planes, table, units, out);
+    if (s.mode0 == kJoint) return merge_joint<W>(s, planes, table, 4 * __ldg(entry + 4), units, out);
   }
   return merge_coded<W>(s, planes, table, units, out);
 }

@@ -1,5 +1,5 @@
-// Frequency tables (§4.2, §4.3) in shared memory, in forms that answer in one or two loads: which symbol has
-// this slot, and where is the state then. A warp has its own, so that no warp waits for another.
+// Frequency tables (§4.2, §4.3) in shared memory, in forms that answer without a search: which symbol has this
+// slot, and where is the state then. A warp has its own, so that no warp waits for another.
 #ifndef NEUZIP_CUDA_LOOKUP_H
 #define NEUZIP_CUDA_LOOKUP_H
 
@@ -11,14 +11,15 @@ constexpr uint32_t kMainEntries = 255;       // of 256 slots
 constexpr uint32_t kRankEntries = 255 + 16;  // and those of 16 slots in the last 256
 constexpr uint32_t kRankTableBytes = 36;
 constexpr uint32_t kByteTableHeader = 36;
-constexpr uint32_t kBuckets = 2048;
-constexpr uint32_t kBucketWidth = (1u << 31) / (kBuckets / 2);  // of slots aligned to the left
-constexpr uint32_t kSymbolMask = 0x3ff;
+constexpr uint32_t kByteEntries = 256;
+constexpr uint32_t kBlockSlots = 32;  // a bit each
+constexpr uint32_t kBlocks = (1u << 14) / kBlockSlots;
 
 struct Lookup {
-  uint32_t entries[kRankEntries];  // as many as ranks need; bytes need 257
-  uint8_t buckets[kBuckets];
-  uint32_t bits;  // of a byte table
+  uint32_t entries[kRankEntries];  // as many as ranks need; bytes need kByteEntries
+  uint32_t starts[kBlocks];        // of a byte table: bit k of a block is set if a symbol starts at its slot k + 1
+  uint8_t last[kBlocks];           // and which entry has the block's last slot
+  uint32_t bits;
 };
 
 // An entry of a rank table: frequency / 16 << 20 | start / 16 << 8 | symbol.
@@ -37,32 +38,20 @@ struct RankTable {
   }
 };
 
-// An entry of a byte table: its start at the top, aligned to the left, and its symbol, or its head (§4.6), in
-// the low bits. One more ends the last. Differences are those of the starts: modulo 2^32, where the end is 0,
-// and with low bits that decide nothing, because they ascend with the starts and are all set in what is
-// looked for.
+// An entry of a byte table: frequency << 20 | start modulo 4096 << 8 | symbol. Twelve bits of the start suffice,
+// since a slot is less than a frequency, at most 4095 (§4.3), from it.
 struct ByteTable {
   const Lookup *lookup;
   uint32_t bits;
 
-  // All lanes together. The low 10 bits are the symbol or head.
+  // As that of a rank table.
   __device__ __forceinline__ uint32_t take(uint32_t *state) const {
-    const uint32_t x = *state, shift = 32 - bits, slot = x << shift;
-    // The bucket knows the symbol of its first slot; the slot's is that or one soon after.
-    const uint32_t *at = lookup->entries + lookup->buckets[slot / kBucketWidth];
-    uint32_t entry = at[0], width = at[1] - entry, offset = (slot | kSymbolMask) - entry;
-    if (__any_sync(kAll, offset >= width)) {
-#pragma unroll 1
-      do {
-        if (offset >= width) {
-          at++;
-          entry += width;
-          offset -= width;
-          width = at[1] - entry;
-        }
-      } while (__any_sync(kAll, offset >= width));
-    }
-    *state = (width >> shift) * (x >> bits) + (offset >> shift);
+    const uint32_t x = *state, block = (x & ((1u << bits) - 1)) / kBlockSlots;
+    // The slot's entry is as many before that of the block's last slot as symbols start between the two. The
+    // shift is by x modulo 32.
+    const uint32_t between = __funnelshift_r(lookup->starts[block], 0, x);
+    const uint32_t entry = lookup->entries[lookup->last[block] - __popc(between)];
+    *state = (entry >> 20) * (x >> bits) + ((x - (entry >> 8)) & 0xfff);
     return entry;
   }
 };
@@ -95,11 +84,27 @@ __device__ __forceinline__ uint32_t byte_table_size(const uint8_t *bytes, uint32
   return size <= left ? size : 0;
 }
 
-// A serialised table whose length has been checked, aligned to 4. False if it breaks a rule. `first` is the
-// head of symbol 0 in a joint table, else 0.
-__device__ __forceinline__ bool load_byte_table(const uint8_t *bytes, uint32_t first, Lookup *lookup) {
+// The blocks of a table whose starts are marked at their own slots, turned by one: a block's bit 31 is its first
+// slot. What starts there is before every slot of the block, and has told what it had to when `last` is known.
+__device__ __forceinline__ void finish_blocks(uint32_t bits, Lookup *lookup) {
+  const uint32_t own = (1u << bits) / kBlockSlots / kWarp, first = own * lane_id();
+  uint32_t sum = 0, total;
+#pragma unroll 1
+  for (uint32_t b = first; b < first + own; b++) sum += __popc(lookup->starts[b]);
+  uint32_t started = sum_below(sum, &total);
+#pragma unroll 1
+  for (uint32_t b = first; b < first + own; b++) {
+    const uint32_t starts = lookup->starts[b];
+    started += __popc(starts);
+    lookup->last[b] = static_cast<uint8_t>(started - 1);
+    lookup->starts[b] = starts & 0x7fffffff;
+  }
+}
+
+// A serialised table whose length has been checked, aligned to 4. False if it breaks a rule.
+__device__ __forceinline__ bool load_byte_table(const uint8_t *bytes, Lookup *lookup) {
   const uint32_t lane = lane_id(), bits = __ldg(bytes), count = load_u16(bytes + 2);
-  if (bits < 12 || bits > 14 || __ldg(bytes + 1) || count < 2 || count > 256) return false;
+  if (bits < 12 || bits > 14 || __ldg(bytes + 1) || count < 2 || count > kByteEntries) return false;
   // A lane has eight symbols.
   const uint32_t present = __ldg(bytes + 4 + lane);
   uint32_t found, sum = 0, total;
@@ -116,30 +121,19 @@ __device__ __forceinline__ bool load_byte_table(const uint8_t *bytes, uint32_t f
   uint32_t start = sum_below(sum, &total);
   if (!__all_sync(kAll, good) || total != 1u << bits) return false;
 #pragma unroll 1
-  for (uint32_t s = 0, i = 0; s < 8; s++) {
-    if (!(present >> s & 1)) continue;
-    lookup->entries[index + i] = start << (32 - bits) | (first + 8 * lane + s);
-    start += load_u16(frequency + 2 * i++);
-  }
-  if (lane == 0) {
-    lookup->entries[count] = kSymbolMask;
-    lookup->bits = bits;
-  }
+  for (uint32_t b = lane; b < kBlocks; b += kWarp) lookup->starts[b] = 0;
   __syncwarp();
 #pragma unroll 1
-  for (uint32_t b = lane; b < kBuckets; b += kWarp) {
-    const uint32_t slot = b * kBucketWidth | kSymbolMask;
-    uint32_t low = 0, high = count;
-#pragma unroll 1
-    while (high - low > 1) {
-      const uint32_t middle = (low + high) / 2;
-      if (lookup->entries[middle] <= slot)
-        low = middle;
-      else
-        high = middle;
-    }
-    lookup->buckets[b] = static_cast<uint8_t>(low);
+  for (uint32_t s = 0, i = 0; s < 8; s++) {
+    if (!(present >> s & 1)) continue;
+    const uint32_t f = load_u16(frequency + 2 * i);
+    lookup->entries[index + i++] = f << 20 | (start & 0xfff) << 8 | (8 * lane + s);
+    atomicOr(&lookup->starts[start / kBlockSlots], 1u << (start - 1) % kBlockSlots);
+    start += f;
   }
+  if (lane == 0) lookup->bits = bits;
+  __syncwarp();
+  finish_blocks(bits, lookup);
   __syncwarp();
   return true;
 }

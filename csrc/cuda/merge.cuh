@@ -88,9 +88,9 @@ struct SixPlanes {
     return low;
   }
   __device__ __forceinline__ void load(uint32_t at, Type *lows) const {
+    const uint8_t *bytes = packed.bytes + (at - at / kWarp * (kWarp / 4));  // at % 128 is the lane
 #pragma unroll
-    for (uint32_t block = 0; block < kBatch / 4; block++) {
-      const uint8_t *const bytes = packed.bytes + (at / 128 + block) * 96 + at % 32;
+    for (uint32_t block = 0; block < kBatch / 4; block++, bytes += 96) {
       const uint32_t b0 = __ldg(bytes), b1 = __ldg(bytes + 32), b2 = __ldg(bytes + 64);
       const uint32_t sixes[4] = {b0 & 63, b1 & 63, b2 & 63, b0 >> 6 | b1 >> 6 << 2 | b2 >> 6 << 4};
 #pragma unroll
@@ -127,13 +127,15 @@ struct Plane0 {
   }
 };
 
-// Mode joint: the head, below bits of no meaning, instead of plane 0.
+// Mode joint: a symbol, below bits of no meaning, that says the head instead of plane 0.
 template <int W>
 struct Heads {
   typedef typename UnitOf<W>::Type Type;
+  uint32_t first;  // the head of symbol 0, where a pair has it
 
-  __device__ __forceinline__ Type unit(uint32_t head, Type low) const {
-    const uint32_t pair = head << 6 | (static_cast<uint32_t>(low >> 8 * (W - 2)) & 63);
+  __device__ __forceinline__ Type unit(uint32_t symbol, Type low) const {
+    const uint32_t six = static_cast<uint32_t>(low >> 8 * (W - 2)) & 63;
+    const uint32_t pair = ((symbol & 0xff) << 6) + (first | six);
     return make_unit<W>(__byte_perm(pair, 0, 0x1010) >> 1, low);
   }
 };

@@ -29,10 +29,10 @@ class Stream {
     uint32_t x = state_;
     const uint32_t symbol = table.take(&x);
     if (active) state_ = x;
-    const bool lacks = state_ < kLow;
-    const uint32_t all = __ballot_sync(kAll, lacks);
+    const bool full = state_ >= kLow;
+    const uint32_t all = ~__ballot_sync(kAll, full);
     // A corrupt stream takes more words than it has; those read as its last.
-    if (lacks) state_ = state_ << 16 | __ldg(before_words_ + min(next_ + __popc(all & lower_), last_));
+    if (!full) state_ = state_ << 16 | __ldg(before_words_ + min(next_ + __popc(all & lower_), last_));
     next_ += __popc(all);
     return symbol;
   }

@@ -134,8 +134,8 @@ class Loop:
 
     @property
     def steps(self) -> int:
-        """Symbols that a lane decodes in a turn: each counts the lanes that lack a word, twice."""
-        return self.count("POPC") // 2
+        """Symbols that a lane decodes in a turn: each may need a word."""
+        return self.count(r"LDG\.E\.U16")
 
     @property
     def step_instructions(self) -> float:
