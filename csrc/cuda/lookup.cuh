@@ -1,5 +1,5 @@
-// Frequency tables (§4.2, §4.3) in shared memory, in forms that answer without a search: which symbol has this
-// slot, and where is the state then. A warp has its own, so that no warp waits for another.
+// Frequency tables (§4.2, §4.3) in shared memory, in forms that answer without a search: which symbol has
+// this slot, and where is the state then. A warp has its own, so that no warp waits for another.
 #ifndef NEUZIP_CUDA_LOOKUP_H
 #define NEUZIP_CUDA_LOOKUP_H
 
@@ -17,8 +17,8 @@ constexpr uint32_t kBlocks = (1u << 14) / kBlockSlots;
 
 struct Lookup {
   uint32_t entries[kRankEntries];  // as many as ranks need; bytes need kByteEntries
-  uint32_t starts[kBlocks];        // of a byte table: bit k of a block is set if a symbol starts at its slot k + 1
-  uint8_t last[kBlocks];           // and which entry has the block's last slot
+  uint32_t starts[kBlocks];  // of a byte table: bit k of a block is set if a symbol starts at its slot k + 1
+  uint8_t last[kBlocks];     // and which entry has the block's last slot
   uint32_t bits;
 };
 
@@ -38,8 +38,8 @@ struct RankTable {
   }
 };
 
-// An entry of a byte table: frequency << 20 | start modulo 4096 << 8 | symbol. Twelve bits of the start suffice,
-// since a slot is less than a frequency, at most 4095 (§4.3), from it.
+// An entry of a byte table: frequency << 20 | start modulo 4096 << 8 | symbol. Twelve bits of the start
+// suffice, since a slot is less than a frequency, at most 4095 (§4.3), from it.
 struct ByteTable {
   const Lookup *lookup;
   uint32_t bits;
@@ -84,8 +84,9 @@ __device__ __forceinline__ uint32_t byte_table_size(const uint8_t *bytes, uint32
   return size <= left ? size : 0;
 }
 
-// The blocks of a table whose starts are marked at their own slots, turned by one: a block's bit 31 is its first
-// slot. What starts there is before every slot of the block, and has told what it had to when `last` is known.
+// The blocks of a table whose starts are marked at their own slots, turned by one: a block's bit 31 is its
+// first slot. What starts there is before every slot of the block, and has told what it had to when `last` is
+// known.
 __device__ __forceinline__ void finish_blocks(uint32_t bits, Lookup *lookup) {
   const uint32_t own = (1u << bits) / kBlockSlots / kWarp, first = own * lane_id();
   uint32_t sum = 0, total;

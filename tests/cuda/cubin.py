@@ -143,18 +143,24 @@ class Loop:
         return len(self.instructions) / self.steps
 
 
-def disassemble(cubin: bytes) -> dict[str, list[Loop]]:
-    """The loops of each kernel, by NVIDIA's disassembler."""
+@cache
+def loops(source: str, architecture: str, kernel: str) -> list[Loop]:
+    """The loops of a kernel, by NVIDIA's disassembler."""
+    text = _disassembled(source, architecture)
+    parts = re.split(r"^\.text\.(\w+):$", text, flags=re.MULTILINE)
+    return _loops(parts[parts.index(kernel) + 1])
+
+
+@cache
+def _disassembled(source: str, architecture: str) -> str:
     found = sorted(_PACKAGES.glob("cu*/bin/nvdisasm"))
     if not found:
         unavailable("nvidia-cuda-nvdisasm is not installed")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(all_compiled()[source, architecture].cubin)
         file.flush()
         command = [found[-1], "--print-code", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    parts = re.split(r"^\.text\.(\w+):$", text, flags=re.MULTILINE)
-    return {name: _loops(code) for name, code in zip(parts[1::2], parts[2::2], strict=True)}
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _loops(code: str) -> list[Loop]:
@@ -178,10 +184,8 @@ def _loops(code: str) -> list[Loop]:
 def _without_inner(
     instructions: Sequence[str], span: tuple[int, int], spans: Sequence[tuple[int, int]]
 ) -> Loop:
-    inner = [each for each in spans if each != span and span[0] <= each[0] and each[1] <= span[1]]
-    kept = [
-        instructions[at]
-        for at in range(span[0], span[1] + 1)
-        if not any(start <= at <= end for start, end in inner)
-    ]
-    return Loop(tuple(kept))
+    kept = set(range(span[0], span[1] + 1))
+    for start, end in spans:
+        if (start, end) != span and span[0] <= start and end <= span[1]:
+            kept.difference_update(range(start, end + 1))
+    return Loop(tuple(instructions[at] for at in sorted(kept)))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from cubin import ARCHITECTURES, SOURCES, Loop, Resources, all_compiled, disassemble
+from cubin import ARCHITECTURES, SOURCES, Loop, Resources, all_compiled, loops
 
 BUDGET = tomllib.loads((SOURCES / "budget.toml").read_text(encoding="utf-8"))
 FILES = sorted(path.name for path in SOURCES.glob("*.cu"))
@@ -57,16 +57,16 @@ def decodes(kind: str, loop: Loop) -> bool:
     return (lows, loads) == {"rank": (8, 1), "byte": (8, 3), "joint": (6, 3)}[kind]
 
 
-def decoding(loops: Sequence[Loop]) -> dict[str, float]:
+def decoding(found: Sequence[Loop]) -> dict[str, float]:
     """Instructions a step, by kind of table."""
     counted = {}
     for kind in BUDGET["decode"]:
-        [loop] = [loop for loop in loops if decodes(kind, loop)]
+        [loop] = [loop for loop in found if decodes(kind, loop)]
         counted[kind] = loop.step_instructions
     return counted
 
 
-def encoding(loops: Sequence[Loop]) -> dict[str, float]:
+def encoding(found: Sequence[Loop]) -> dict[str, float]:
     """The loop that encodes a stream, once for each kind of symbol: plane 0, heads, a plane with its own table.
 
     It loads a symbol's frequency and divides by it; lanes are counted three times: those that write a word, before this
@@ -75,32 +75,28 @@ def encoding(loops: Sequence[Loop]) -> dict[str, float]:
     parts = {"LDS": 1, "MUFU": 1, "POPC": 3, r"STG?\.": 1}
     sizes = [
         len(loop.instructions)
-        for loop in loops
+        for loop in found
         if all(loop.count(name) == count for name, count in parts.items())
     ]
     assert len(sizes) == 3
     return {"step": max(sizes)}
 
 
-def products(loops: Sequence[Loop]) -> int:
+def products(found: Sequence[Loop]) -> int:
     """Instructions for 128 weights times eight vectors, the kernel's most."""
-    [loop] = [loop for loop in loops if loop.count("FFMA") == 4 * 8]
+    [loop] = [loop for loop in found if loop.count("FFMA") == 4 * 8]
     return len(loop.instructions)
 
 
 def hot_loops(architecture: str) -> dict[str, dict[str, float]]:
     """As in budget.toml."""
-    compiled = {
-        name: disassemble(all_compiled()[name, architecture].cubin)
-        for name in ("decode.cu", "encode.cu", "matvec.cu")
-    }
-    multiply = [compiled["matvec.cu"][f"nz_matvec_{dtype}"] for dtype in ("bf16", "f16")]
-    decoded = [decoding(loops) for loops in multiply]
+    multiply = [loops("matvec.cu", architecture, f"nz_matvec_{dtype}") for dtype in ("bf16", "f16")]
+    decoded = [decoding(each) for each in multiply]
     return {
-        "decode": decoding(compiled["decode.cu"]["nz_decode_w2"]),
-        "encode": encoding(compiled["encode.cu"]["nz_encode_w2"]),
+        "decode": decoding(loops("decode.cu", architecture, "nz_decode_w2")),
+        "encode": encoding(loops("encode.cu", architecture, "nz_encode_w2")),
         "matvec": {kind: max(each[kind] for each in decoded) for kind in decoded[0]}
-        | {"products": max(products(loops) for loops in multiply)},
+        | {"products": max(products(each) for each in multiply)},
     }
 
 
