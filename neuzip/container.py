@@ -129,6 +129,10 @@ class Container:
         """The frame to write for a tensor of a plain file: none is ready, it has to be encoded."""
         return None
 
+    def encode_there(self, name: str) -> memoryview | None:
+        """The frame of a tensor that lies elsewhere than on the host: none does."""
+        return None
+
     def is_frame(self, name: str) -> bool:
         """Whether a tensor is compressed (§7)."""
         return self.checksums is not None and name not in self.checksums

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Callable, Iterator, Set
 from typing import Any, BinaryIO, Protocol
 
-from neuzip import frame, kept
-from neuzip.codec import Options
+from neuzip import _native, frame, kept
+from neuzip.codec import Options, Plan, make_plan
 from neuzip.collector import paused_collector
 from neuzip.container import BATCH_BYTES, batches
 from neuzip.container_metadata import checksums_bound, complete_metadata, container_metadata, kept_header
@@ -18,7 +18,7 @@ from neuzip.safetensors_header import HEADER_LIMIT, LENGTH, Entry, SafetensorsHe
 from neuzip.tables import plan_pieces
 
 # Bytes of a larger tensor whose tables are chosen together: whole chunks of every layout.
-_PLAN_BYTES = 64 << 20
+PLAN_BYTES = 64 << 20
 _U8 = DTYPES["U8"]
 # §5: ndim is 0 … 32. A tensor of more dimensions is kept as it is.
 _FRAME_DIMENSIONS = 32
@@ -55,6 +55,9 @@ class PlainFile(Protocol):
 
     def ready_frame(self, name: str) -> memoryview | None:
         """A tensor's frame, if there is one already."""
+
+    def encode_there(self, name: str) -> memoryview | None:
+        """A tensor's frame, if it lies where it can be encoded; on the host it is encoded here."""
 
     def forget(self) -> None:
         """Called where what has been read will not soon be read again."""
@@ -192,7 +195,7 @@ def _write_batch(
     digest.update([data])
     base = batch[0].start
     tensors = [data[entry.start - base : entry.end - base] for entry in batch]
-    ready = [source.ready_frame(entry.name) for entry in batch]
+    ready = [_ready_frame(source, entry.name, wanted) for entry in batch]
     encode = [r is None and entry.name in wanted for r, entry in zip(ready, batch, strict=True)]
     items = [(d, e.dtype, e.shape) for d, e, needed in zip(tensors, batch, encode, strict=True) if needed]
     frames = iter(frame.encode_many(items, options))
@@ -220,13 +223,13 @@ def _write_stream(
 ) -> int:
     """Writes one tensor of more than a batch; returns the bytes it was given, and adds to the checksums."""
     data = source.lazy_data(entry.name)
-    ready = source.ready_frame(entry.name)
+    ready = _ready_frame(source, entry.name, {entry.name})
     if ready is not None and len(ready) < entry.size:
         for piece in _slices(data):
             digest.update([piece])
             advance(len(piece))
         return out.write(ready)
-    plan = plan_pieces(_slices(data, _PLAN_BYTES), entry.dtype.layout, entry.size, options, source.forget)
+    plan = plan_pieces(_plan_pieces(source, entry, data, options), entry.dtype.layout, entry.size, options)
     encoder = frame.Encoder(data, entry.dtype, entry.shape, options, plan)
     start = out.tell()
     out.seek(start + encoder.header_size)
@@ -247,6 +250,17 @@ def _write_stream(
     out.write(encoder.header())
     out.seek(end)
     return end - start
+
+
+def _ready_frame(source: PlainFile, name: str, wanted: Set[str]) -> memoryview | None:
+    ready = source.ready_frame(name)
+    return source.encode_there(name) if ready is None and name in wanted else ready
+
+
+def _plan_pieces(source: PlainFile, entry: Entry, data: Any, options: Options) -> Iterator[Plan]:
+    for piece in _slices(data, PLAN_BYTES):
+        yield make_plan(_native.as_bytes(piece), entry.dtype.layout, options)
+        source.forget()
 
 
 def _slices(data: Any, size: int | None = None) -> Iterator[memoryview]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
-from neuzip import _native
 from neuzip.codec import Coding, Options, Plan, make_plan
 from neuzip.layouts import Layout
 
@@ -20,23 +18,18 @@ _RANK_TABLE = 36
 _MAX_ENTRIES = 0xFFFF
 
 
-def plan_pieces(
-    pieces: Iterable[Any], layout: Layout, size: int, options: Options, done: Callable[[], None]
-) -> Plan:
-    """The plan of a tensor of `size` bytes that is looked at a piece at a time; done is called after each.
+def plan_pieces(plans: Iterable[Plan], layout: Layout, size: int, options: Options) -> Plan:
+    """The plan of a tensor of `size` bytes out of those of its pieces, of which all but the last are whole chunks.
 
-    All pieces but the last are whole chunks. Where a piece would have tables of another kind than those before, it
-    goes without, and its chunks may bring their own (§4, mode local).
+    Where a piece would have tables of another kind than those before, it goes without, and its chunks may bring their
+    own (§4, mode local).
     """
     tables, first, at = Tables(), None, 0
-    for piece in pieces:
-        view = _native.as_bytes(piece)
-        plan = make_plan(view, layout, options)
+    for plan in plans:
         first = first or plan
         if plan.coding is Coding.PLANES and tables.takes(plan.table):
             tables.add(plan.table, at // plan.chunk_size)
-        at += view.nbytes
-        done()
+        at += plan.size
     first = first or make_plan(memoryview(b""), layout, options)
     return replace(first, table=tables.blob(), size=size)
 

@@ -79,13 +79,16 @@ def save_file(
 ) -> None:
     """Write tensors as a compressed safetensors file (spec §7), replacing filename when it is complete.
 
-    Decompressed, it is the file that safetensors.torch.save_file writes for the same tensors and metadata.
+    Decompressed, it is the file that safetensors.torch.save_file writes for the same tensors and metadata. A CUDA
+    device compresses its tensors itself (``neuzip doctor`` says whether); the file is the same, and its sha256 (§7)
+    is of the original bytes, which are copied to the host for it.
 
     Raises InvalidArgument (a ValueError) for what is no dict of dense, contiguous tensors with dtypes of
     safetensors, SharedMemory (a RuntimeError) for tensors that overlap, TypeError for names or metadata that
     are no str, StorageError if the file cannot be written.
     """
-    writer.save_file(_sources(tensors), filename, metadata, Options(level=level, threads=threads))
+    options = Options(level=level, threads=threads)
+    writer.save_file(_sources(tensors, options), filename, metadata, options)
 
 
 def load(data: bytes) -> dict[str, torch.Tensor]:
@@ -95,7 +98,8 @@ def load(data: bytes) -> dict[str, torch.Tensor]:
 
 def save(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """The bytes that save_file would write. Errors likewise."""
-    return writer.save(_sources(tensors), metadata, Options())
+    options = Options()
+    return writer.save(_sources(tensors, options), metadata, options)
 
 
 def compress(tensor: torch.Tensor, level: str = "default", threads: int | None = None) -> bytes:
@@ -105,13 +109,14 @@ def compress(tensor: torch.Tensor, level: str = "default", threads: int | None =
 
     Raises InvalidArgument for a sparse or quantised tensor, or one without memory.
     """
-    source = _source("", tensor)
+    options = Options(level=level, threads=threads)
+    source = _source("", tensor, options)
     if works_on(tensor.device):
         from neuzip.cuda.encoding import encode
 
         there = _dense_there(tensor)
-        return memory(encode(there, source.dtype, source.shape, Options(level=level)).cpu()).tobytes()
-    return frames.encode(source.read(), source.dtype, source.shape, Options(level=level, threads=threads))
+        return memory(encode(there, source.dtype, source.shape, options).cpu()).tobytes()
+    return frames.encode(source.read(), source.dtype, source.shape, options)
 
 
 def decompress(
@@ -194,10 +199,10 @@ def _check_out(out: torch.Tensor, dtype: DType, shape: tuple[int, ...]) -> None:
         raise InvalidArgument("out must not be a lazily conjugated or negated view")
 
 
-def _sources(tensors: dict[str, torch.Tensor]) -> list[writer.Source]:
+def _sources(tensors: dict[str, torch.Tensor], options: Options) -> list[writer.Source]:
     if not isinstance(tensors, dict):
         raise InvalidArgument(f"expected a dict of [str, torch.Tensor] but received {type(tensors)}")
-    sources = [_source(name, tensor) for name, tensor in tensors.items()]
+    sources = [_source(name, tensor, options) for name, tensor in tensors.items()]
     _check_shared(tensors)
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
@@ -209,7 +214,7 @@ def _sources(tensors: dict[str, torch.Tensor]) -> list[writer.Source]:
     return sources
 
 
-def _source(name: str, tensor: Any) -> writer.Source:
+def _source(name: str, tensor: Any, options: Options) -> writer.Source:
     if not isinstance(tensor, torch.Tensor):
         raise InvalidArgument(f"expected a torch.Tensor but received {type(tensor)}", tensor=name)
     if tensor.layout != torch.strided:
@@ -226,7 +231,26 @@ def _source(name: str, tensor: Any) -> writer.Source:
         shape = (*shape[:-1], shape[-1] * 8 // dtype.bits)
     frame = tensor.whole_frame() if isinstance(tensor, Framed) else None
     held = None if frame is None else memoryview(memory(_dense(frame)))
-    return writer.Source(name, dtype, shape, lambda: memory(_dense(tensor)), held)
+    return writer.Source(
+        name,
+        dtype,
+        shape,
+        lambda: memory(_dense(tensor)),
+        held,
+        lambda: _encode_there(tensor, dtype, shape, options),
+    )
+
+
+def _encode_there(
+    tensor: torch.Tensor, dtype: DType, shape: tuple[int, ...], options: Options
+) -> memoryview | None:
+    """The frame of a tensor that its device encodes."""
+    if not works_on(tensor.device):
+        return None
+    from neuzip.cuda.encoding import encode_for_file
+
+    frame = encode_for_file(_dense_there(tensor), dtype, shape, options)
+    return None if frame is None else memoryview(memory(frame.cpu()))
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,8 @@ class Source:
     """A tensor to be written. shape counts elements of dtype.
 
     read() gives its bytes, u8, one-dimensional: the tensor's own memory where possible, else a copy. frame:
-    the tensor as a frame, of a tensor that lies compressed in memory; it is written as it is.
+    the tensor as a frame, of a tensor that lies compressed in memory; it is written as it is. encode() gives the
+    frame of a tensor whose device encodes it, else None.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     shape: tuple[int, ...]
     read: Callable[[], Any]
     frame: memoryview | None = None
+    encode: Callable[[], memoryview | None] = lambda: None
 
 
 class UnwrittenFile:
@@ -72,6 +74,10 @@ class UnwrittenFile:
     def ready_frame(self, name: str) -> memoryview | None:
         """A tensor's frame, if there is one already."""
         return self._sources[name].frame
+
+    def encode_there(self, name: str) -> memoryview | None:
+        """A tensor's frame, if its device encodes it."""
+        return self._sources[name].encode()
 
 
 def save_file(

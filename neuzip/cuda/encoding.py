@@ -13,7 +13,9 @@ import torch
 
 from neuzip import frame as frames
 from neuzip._native import Words
-from neuzip.codec import Coding, EncodeRun, Options, Plan, encode_runs
+from neuzip.codec import Coding, EncodeRun, Options, Plan, encode_runs, is_coded
+from neuzip.container import BATCH_BYTES
+from neuzip.container_writer import PLAN_BYTES
 from neuzip.cuda.kernels import upload
 from neuzip.cuda.packing import Packed, pack
 from neuzip.cuda.placed import place
@@ -21,6 +23,7 @@ from neuzip.cuda.planning import Original, make_plans
 from neuzip.errors import InvalidArgument
 from neuzip.layouts import DType
 from neuzip.piecewise import PiecewiseEncoder
+from neuzip.tables import plan_pieces
 
 Item = tuple[torch.Tensor, DType, Sequence[int]]
 """A contiguous tensor, its dtype, and its shape in elements of that."""
@@ -43,6 +46,22 @@ def encode_many(items: Sequence[Item], options: Options) -> list[torch.Tensor]:
         _frame(frames.header_bytes(dtype, shape, plan, options.level, packed.index), [packed.chunks])
         for (_, dtype, shape), plan, packed in zip(items, plans, encoded, strict=True)
     ]
+
+
+def encode_for_file(
+    tensor: torch.Tensor, dtype: DType, shape: Sequence[int], options: Options
+) -> torch.Tensor | None:
+    """The frame that :func:`neuzip.container_writer.write_container` makes of a tensor, planned as it plans. None for a
+    tensor without planes, which only the host encodes."""
+    layout, data = dtype.layout, _bytes(tensor)
+    if not is_coded(len(data), layout):
+        return None
+    step = PLAN_BYTES if len(data) > BATCH_BYTES else len(data)
+    pieces = (data[at : at + step] for at in range(0, len(data), step))
+    plans = (make_plans([Original(piece, layout)], options)[0] for piece in pieces)
+    plan = plan_pieces(plans, layout, len(data), options)
+    [packed] = _encode([Original(data, layout)], [plan], options)
+    return _frame(frames.header_bytes(dtype, shape, plan, options.level, packed.index), [packed.chunks])
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

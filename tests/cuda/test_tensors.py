@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from standin import bits
 from standin.driver import StandIn
 
 import neuzip.torch as neuzip_torch
-from neuzip import CorruptFrame, InvalidArgument
-from neuzip.codec import Options
-from neuzip.cuda import packing
+from neuzip import CorruptFrame, InvalidArgument, container, container_writer
+from neuzip.codec import Coding, EncodeRun, Options
+from neuzip.cuda import encoding, packing
 from neuzip.cuda.encoding import DeviceEncoder, encode_many
 from neuzip.piecewise import PiecewiseEncoder
 from neuzip.torch import dtype_of, memory
@@ -126,10 +127,34 @@ def test_strided_tensors_are_not_taken(standin: StandIn) -> None:
         encode_many([(tensor.t(), dtype_of(tensor.dtype), tensor.shape)], Options())
 
 
-def test_a_file(standin: StandIn, tmp_path: Path) -> None:
+def only_without_planes(encode_runs: Callable[..., None]) -> Callable[..., None]:
+    """The CPU's encoder, which must not be asked for what the device encodes."""
+
+    def checked(runs: Sequence[EncodeRun], *arguments: Any) -> None:
+        assert all(run.plan.coding is not Coding.PLANES for run in runs)
+        encode_runs(runs, *arguments)
+
+    return checked
+
+
+@pytest.mark.parametrize("level", ["default", "max"])
+def test_a_file(level: str, standin: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoded by the device, and byte for byte the one that the CPU writes, tensors of several batches included."""
+    for module in (container, container_writer, encoding):
+        monkeypatch.setattr(module, "BATCH_BYTES", 1 << 16)
+    for module in (container_writer, encoding):
+        monkeypatch.setattr(module, "PLAN_BYTES", 1 << 20)
     tensors = {name: make() for name, make in CASES.items() if name != "complex"}
-    path = tmp_path / "model.safetensors"
-    neuzip_torch.save_file({name: each.to("standin") for name, each in tensors.items()}, path)
+    tensors["large"] = torch.cat([weights(1 << 19, torch.bfloat16), noise(1 << 19, torch.bfloat16)])
+    expected, path = tmp_path / "expected.safetensors", tmp_path / "model.safetensors"
+    neuzip_torch.save_file(tensors, expected, level=level)
+    there = {name: each.to("standin") for name, each in tensors.items()}
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            neuzip_torch.frames, "encode_runs", only_without_planes(neuzip_torch.frames.encode_runs)
+        )
+        neuzip_torch.save_file(there, path, level=level)
+    assert path.read_bytes() == expected.read_bytes()
     loaded = neuzip_torch.load_file(path, device="standin:1")
     for name, tensor in tensors.items():
         assert loaded[name].device == torch.device("standin", 1) and bits(loaded[name]) == bits(tensor)
