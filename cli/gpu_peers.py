@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from neuzip.cli.peers import FOREIGN
+from neuzip.cuda.driver import current
 
 
 class Unavailable(Exception):
@@ -61,11 +62,12 @@ class DFloat11:
         device = tensor.device
         parts = [part.to(device) for part in (luts, encoded, rest, positions, gaps)]
         grid = -(-encoded.numel() // (self._THREADS * self._BYTES_PER_THREAD))
-        arguments = [*(part.data_ptr() for part in parts), out.data_ptr()]
-        arguments += [luts.shape[0], encoded.numel(), rest.numel()]
+        sizes = [luts.shape[0], encoded.numel(), rest.numel()]
 
         def work() -> None:
-            stream = torch.cuda.current_stream(device).cuda_stream
+            # Addresses are asked of the tensors each time, so that these live as long as the work.
+            arguments = [*(part.data_ptr() for part in (*parts, out)), *sizes]
+            stream = current().stream_handle(device.index)
             with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream, device.index):
                 kernels._decode(grid=(grid,), block=(self._THREADS,), shared_mem=shared, args=arguments)
 

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from standin import dfloat11 as fake_dfloat11
 from standin import nvcomp as fake_nvcomp
 from standin.driver import StandIn
 
@@ -156,6 +157,38 @@ class Peer:
     def prepare(self, tensor: torch.Tensor):
         assert tensor.shape == (10,) and tensor.dtype == torch.bfloat16
         return tensor.clone, "to 70 %"
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("count", [1, 4096, 4097, 10000])
+def test_dfloat11(index: int, count: int, standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules, kernel = fake_dfloat11.modules()
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    tensor = torch.randn(count).to(torch.bfloat16).to(f"standin:{index}")
+    work, note = gpu_peers.DFloat11().prepare(tensor)
+    stream = torch.Stream(torch.device("standin", index))
+    with stream:
+        work()
+    assert kernel.calls == [(index, 0), (index, stream.stream_id)], "the device and stream that are current"
+    assert note.startswith("to ") and note.endswith(f" %, {count} elements")
+    kernel.wrong = True
+    with pytest.raises(gpu_peers.Unavailable, match="gave other bits back"):
+        gpu_peers.DFloat11().prepare(tensor)
+
+
+def test_bench_with_dfloat11(standin: StandIn, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules, kernel = fake_dfloat11.modules()
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(gpu_trials, "SECONDS", 0)
+    for rows in ("_coding", "_transfer", "_products", "_nvcomp"):
+        monkeypatch.setattr(gpu_trials.Trials, rows, lambda *self: iter(()))
+    done = run("bench", "--gpu", "--json", file)
+    [row] = json.loads(done.stdout)["rows"]
+    assert row["how"] == "DFloat11" and row["size"] == 12000 and row["seconds"] > 0
+    assert len(kernel.calls) > 3, "decoded to compare, then to measure"
+    assert "a code table" in done.stderr, "what it prints is no part of the table"
 
 
 def test_a_peer_that_fails_ends_only_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
