@@ -148,9 +148,7 @@ def convert_selected(
     for a parameter on the meta device; errors of ``convert`` name the parameter.
     """
     groups = [
-        places
-        for places in parameter_places(model)
-        if selection.takes(places[0].name, parameter_at(places))
+        places for places in parameter_places(model) if selection.takes(places[0].name, parameter_at(places))
     ]
     for places in groups:
         if parameter_at(places).is_meta:
