@@ -7,50 +7,70 @@ Losses and logits must be the same to the bit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from llama import Llama, Size
+from llama import Llama, Size, linear
 from rounds import OURS, PEER, Contender, Label, Measurement, measure
+from torch import nn
 
 import neuzip.nn
 import neuzip.optim
 
 TRAIN, PREFILL, TOKEN = "train", "prefill", "token"
-QUESTIONS = (TRAIN, PREFILL, TOKEN)
+BF16, FP32 = "bf16", "fp32"
+SGD, MOMENTUM, ADAMW, LORA = "SGD", "SGD with momentum", "AdamW", "LoRA"
+QUESTIONS = {
+    TRAIN: (f"{BF16}, {SGD}", *(f"{FP32}, {mode}" for mode in (SGD, MOMENTUM, ADAMW, LORA))),
+    PREFILL: (BF16, FP32),
+    TOKEN: (BF16,),
+}
+"""And what they are asked for: a dtype, and how it is trained."""
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, float]]] = {
+    SGD: (torch.optim.SGD, {"lr": 0.01}),
+    MOMENTUM: (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9}),
+    ADAMW: (torch.optim.AdamW, {"lr": 1e-4}),
+    LORA: (torch.optim.AdamW, {"lr": 1e-4}),
+}
+RANK = 8  # of adapters
 PLAIN, LOMO, FRAMES, FIXED = (
     "plain",
     "plain, stepped in backward",
     "compress_model",
     "compress_model_fixed_width",
 )
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {BF16: torch.bfloat16, FP32: torch.float32}
+STEPS = {
+    BF16: Size(vocab=512, width=256, hidden=704, layers=1, heads=4),  # torch's bf16 products are slow here
+    FP32: Size(vocab=1024, width=512, hidden=1408, layers=1, heads=8),
+}
 WORK = Size(vocab=4096, width=768, hidden=2048, layers=3, heads=12)
 MEMORY = Size(
     vocab=8192, width=2048, hidden=5504, layers=4, heads=16
 )  # of which no cache holds a part worth having
 TINY = Size(vocab=512, width=128, hidden=256, layers=2, heads=2)
-LEARNING_RATE = 0.01
 
 
 @dataclass(frozen=True)
 class Scale:
-    """work, memory: models that are bound by it. batch: rows and ids of a training step, of each row all but the first
-    to be predicted. prompt, written: tokens.
+    """steps: the models that are trained, smaller because a step is the work of a dozen prompts. work, memory: models
+    that are bound by it. batch: rows and ids of a training step, of each row all but the first to be predicted. prompt,
+    written: tokens.
     """
 
+    steps: Mapping[str, Size] = field(default_factory=lambda: STEPS)
     work: Size = WORK
     memory: Size = MEMORY
     batch: tuple[int, int] = (2, 1025)
     prompt: int = 512
     written: int = 8
-    rounds: int = 5
+    rounds: int = 4
     threads: tuple[int, ...] = (1, 2)
 
 
-TINY_SCALE = Scale(TINY, TINY, (2, 33), 32, 2, 2)
+TINY_SCALE = Scale({BF16: TINY, FP32: TINY}, TINY, TINY, (2, 33), 32, 2, 2)
 
 
 class Agreement:
@@ -76,17 +96,13 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().reshape(-1).view(torch.uint8)
 
 
-def ask(question: str, scale: Scale) -> Iterator[Measurement]:
-    """The answers for each dtype and number of threads."""
-    for threads in scale.threads:
-        torch.set_num_threads(threads)
-        for name, dtype in DTYPES.items():
-            if question == TRAIN:
-                yield from trained(name, dtype, scale)
-            elif question == PREFILL:
-                yield from read(name, dtype, scale)
-            elif dtype == torch.bfloat16:
-                yield from written(name, scale)
+def ask(question: str, data: str, threads: int, scale: Scale) -> list[Measurement]:
+    torch.set_num_threads(threads)
+    return {TRAIN: trained, PREFILL: read, TOKEN: written}[question](data, scale)
+
+
+def dtype_of(data: str) -> torch.dtype:
+    return DTYPES[data.partition(", ")[0]]
 
 
 def label(codec: str) -> Label:
@@ -107,19 +123,25 @@ def contender(codec: str, run: Callable[[Any], torch.Tensor], agreement: Agreeme
     return Contender(label(codec), record, lambda _: right, **more)
 
 
-def trained(name: str, dtype: torch.dtype, scale: Scale) -> list[Measurement]:
-    """Steps of SGD: backward and then a step, the step inside backward, and so with compressed weights."""
-    model, agreement = Llama(scale.work, dtype), Agreement()
-    ids = torch.randint(0, scale.work.vocab, scale.batch, generator=torch.Generator().manual_seed(1))
+def trained(data: str, scale: Scale) -> list[Measurement]:
+    """Steps: backward and then a step, the step inside backward (for SGD, LOMO), and so with compressed weights."""
+    name, _, mode = data.partition(", ")
+    trained_size = scale.steps[name]
+    model, agreement = Llama(trained_size, DTYPES[name]), Agreement()
+    ids = torch.randint(0, trained_size.vocab, scale.batch, generator=torch.Generator().manual_seed(1))
+    optimizer_class, options = OPTIMIZERS[mode]
     size = model_bytes(model)
 
     def stepper(codec: str) -> Contender:
         own = copy.deepcopy(model)
-        if codec == PLAIN:
-            optimizer: Any = torch.optim.SGD(own.parameters(), lr=LEARNING_RATE)
+        if codec == FRAMES:
+            neuzip.nn.compress_model(own)
+        if mode == LORA:
+            optimizer: Any = optimizer_class(adapters(own).parameters(), **options)
+        elif codec == PLAIN:
+            optimizer = optimizer_class(own.parameters(), **options)
         else:
-            own = neuzip.nn.compress_model(own) if codec == FRAMES else own
-            optimizer = neuzip.optim.fused(own, torch.optim.SGD, lr=LEARNING_RATE)
+            optimizer = neuzip.optim.fused(own, optimizer_class, **options)
 
         def step(_: Any) -> torch.Tensor:
             loss = own.loss(ids)
@@ -130,13 +152,26 @@ def trained(name: str, dtype: torch.dtype, scale: Scale) -> list[Measurement]:
 
         return contender(codec, step, agreement)
 
-    contenders = [stepper(codec) for codec in (PLAIN, LOMO, FRAMES)]
-    return measure(TRAIN, name, size, contenders, scale.rounds)
+    contenders = [stepper(codec) for codec in ((PLAIN, LOMO, FRAMES) if mode == SGD else (PLAIN, FRAMES))]
+    return measure(TRAIN, data, size, contenders, scale.rounds)
 
 
-def read(name: str, dtype: torch.dtype, scale: Scale) -> list[Measurement]:
+def adapters(model: Llama) -> nn.Module:
+    """Freezes a model and hangs new adapters of a low rank on its linear layers."""
+    torch.manual_seed(2)
+    made = nn.ModuleList()
+    model.requires_grad_(False)
+    for layer in [each for each in model.modules() if isinstance(each, nn.Linear)]:
+        dtype, sizes = layer.weight.dtype, (layer.in_features, layer.out_features)
+        pair = nn.Sequential(linear(sizes[0], RANK, dtype), linear(RANK, sizes[1], dtype))
+        layer.register_forward_hook(lambda _, inputs, out, pair=pair: out + pair(inputs[0]))
+        made.append(pair)
+    return made
+
+
+def read(data: str, scale: Scale) -> list[Measurement]:
     """The logits of a prompt."""
-    model, agreement = Llama(scale.work, dtype).eval(), Agreement()
+    model, agreement = Llama(scale.work, dtype_of(data)).eval(), Agreement()
     ids = torch.randint(0, scale.work.vocab, (1, scale.prompt), generator=torch.Generator().manual_seed(1))
 
     def reader(codec: str, own: Llama) -> Contender:
@@ -146,13 +181,13 @@ def read(name: str, dtype: torch.dtype, scale: Scale) -> list[Measurement]:
 
         return contender(codec, logits, agreement)
 
-    contenders = [reader(codec, own) for codec, own in forms(model, dtype)]
-    return measure(PREFILL, name, model_bytes(model), contenders, scale.rounds)
+    contenders = [reader(codec, own) for codec, own in forms(model, dtype_of(data))]
+    return measure(PREFILL, data, model_bytes(model), contenders, scale.rounds)
 
 
-def written(name: str, scale: Scale) -> list[Measurement]:
+def written(data: str, scale: Scale) -> list[Measurement]:
     """The time of a token, of several written after one another."""
-    model, agreement = Llama(scale.memory, torch.bfloat16).eval(), Agreement()
+    model, agreement = Llama(scale.memory, dtype_of(data)).eval(), Agreement()
     prompt = torch.randint(0, scale.memory.vocab, (1, 16), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         logits, cache = model(prompt)
@@ -170,8 +205,8 @@ def written(name: str, scale: Scale) -> list[Measurement]:
 
         return contender(codec, write, agreement)
 
-    contenders = [writer(codec, own) for codec, own in forms(model, torch.bfloat16)]
-    found = measure(TOKEN, name, model_bytes(model), contenders, scale.rounds)
+    contenders = [writer(codec, own) for codec, own in forms(model, dtype_of(data))]
+    found = measure(TOKEN, data, model_bytes(model), contenders, scale.rounds)
     return [
         replace(
             row,

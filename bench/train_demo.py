@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -127,6 +128,7 @@ def measure(way: str, folder: str, steps: int) -> dict[str, Any]:
 
     from neuzip.nn import CompressedTensor
 
+    warnings.simplefilter("ignore", FutureWarning)  # PEFT calls what transformers is about to rename
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     data = list(batches(transformers.AutoTokenizer.from_pretrained(folder)))

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from neuzip.codec import Options
-from neuzip.errors import InvalidArgument, NeuzipError
+from neuzip.errors import InvalidArgument
 from neuzip.nn.fixed_width_code import encode_fixed_width
 from neuzip.nn.frozen import FrozenTensor
-from neuzip.nn.model import MIN_SIZE, Model, Selection, parameter_at, parameter_places, put
+from neuzip.nn.model import MIN_SIZE, Model, Selection, convert_selected
 from neuzip.nn.tensor import CompressedTensor
 from neuzip.nn.weight import CHUNK_LOG2, PIECE_BYTES, Weight, encode
 
@@ -105,21 +105,15 @@ def compress_model_fixed_width(
     Raises InvalidArgument for a parameter on the meta device, and for a lossy one.
     """
     selection = Selection(include, tuple(exclude), min_size, level, piece_bytes)
-    for places in parameter_places(model):
-        name, parameter = places[0].name, parameter_at(places)
-        if isinstance(parameter, FixedWidthTensor) or not selection.takes(name, parameter):
-            continue
-        if parameter.is_meta:
-            raise InvalidArgument("the parameter has no value yet (meta device)", tensor=name)
+
+    def converted(parameter: nn.Parameter) -> nn.Parameter | None:
+        if isinstance(parameter, FixedWidthTensor):
+            return None
         if isinstance(parameter, FrozenTensor):
-            raise InvalidArgument("the parameter is lossy; start from the original", tensor=name)
+            raise InvalidArgument("the parameter is lossy; start from the original")
         if parameter.dtype == torch.bfloat16:
-            try:
-                converted = FixedWidthTensor.compress(parameter, level, piece_bytes)
-            except NeuzipError as error:
-                raise error.at(tensor=name) from None
-            put(places, nn.Parameter(converted, requires_grad=False))
-        elif not isinstance(parameter, CompressedTensor):
-            put(places, selection.compress(parameter))
-        del parameter  # the next one's temporaries come without it
-    return model
+            fixed = FixedWidthTensor.compress(parameter, level, piece_bytes)
+            return nn.Parameter(fixed, requires_grad=False)
+        return None if isinstance(parameter, CompressedTensor) else selection.compress(parameter)
+
+    return convert_selected(model, selection, converted)

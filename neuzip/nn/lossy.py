@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from neuzip.codec import Options
-from neuzip.errors import InvalidArgument, NeuzipError
+from neuzip.errors import InvalidArgument
 from neuzip.nn.frozen import FrozenTensor
 from neuzip.nn.lossy_code import DTYPES, Precision, check_lossy, encode_lossy, precision_of
-from neuzip.nn.model import MIN_SIZE, Model, Selection, parameter_at, parameter_places, put
+from neuzip.nn.model import MIN_SIZE, Model, Selection, convert_selected
 from neuzip.nn.tensor import CompressedTensor
 from neuzip.nn.weight import PIECE_BYTES, Weight
 from neuzip.torch import memory
@@ -121,23 +121,18 @@ def compress_model_lossy(
     """
     precision = Precision(mantissa_bits, block_size)
     selection = Selection(include, tuple(exclude), min_size, level, piece_bytes)
-    for places in parameter_places(model):
-        name, parameter = places[0].name, parameter_at(places)
-        if parameter.dtype not in DTYPES or not selection.takes(name, parameter):
-            continue
-        if parameter.is_meta:
-            raise InvalidArgument("the parameter has no value yet (meta device)", tensor=name)
+
+    def rounded(parameter: nn.Parameter) -> nn.Parameter | None:
+        if parameter.dtype not in DTYPES:
+            return None
         if isinstance(parameter, LossyTensor):
-            raise InvalidArgument("the parameter is lossy already; start from the original", tensor=name)
-        try:
-            packed = LossyTensor.compress_lossy(
-                parameter, precision.mantissa_bits, precision.block_size, level=level, piece_bytes=piece_bytes
-            )
-        except NeuzipError as error:
-            raise error.at(tensor=name) from None
-        put(places, nn.Parameter(packed, requires_grad=False))
-        del parameter  # the next one's temporaries come without it
-    return model
+            raise InvalidArgument("the parameter is lossy already; start from the original")
+        packed = LossyTensor.compress_lossy(
+            parameter, precision.mantissa_bits, precision.block_size, level=level, piece_bytes=piece_bytes
+        )
+        return nn.Parameter(packed, requires_grad=False)
+
+    return convert_selected(model, selection, rounded)
 
 
 # As for CompressedTensor.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from neuzip._system import trim_heap
-from neuzip.errors import InvalidArgument
+from neuzip.errors import InvalidArgument, NeuzipError
 from neuzip.nn.linear import CompressedLinear
 from neuzip.nn.nvcomp import NvcompTensor
 from neuzip.nn.tensor import CompressedTensor
@@ -132,16 +132,34 @@ def compress_model(
 
 def compress_selected(model: Model, selection: Selection) -> Model:
     """:func:`compress_model` with its options in one object."""
-    groups = parameter_places(model)
+
+    def compressed(parameter: nn.Parameter) -> nn.Parameter | None:
+        return None if isinstance(parameter, CompressedTensor) else selection.compress(parameter)
+
+    return convert_selected(model, selection, compressed)
+
+
+def convert_selected(
+    model: Model, selection: Selection, convert: Callable[[nn.Parameter], nn.Parameter | None]
+) -> Model:
+    """Replaces the parameters that a selection takes, in place, and returns the model.
+
+    convert: the parameter to come, or None to leave the old one. Raises InvalidArgument, before it changes anything,
+    for a parameter on the meta device; errors of ``convert`` name the parameter.
+    """
+    groups = [
+        places for places in parameter_places(model) if selection.takes(places[0].name, parameter_at(places))
+    ]
     for places in groups:
-        parameter = parameter_at(places)
-        if parameter.is_meta and selection.takes(places[0].name, parameter):
+        if parameter_at(places).is_meta:
             raise InvalidArgument("the parameter has no value yet (meta device)", tensor=places[0].name)
     for places in groups:
-        if not isinstance(parameter_at(places), CompressedTensor) and selection.takes(
-            places[0].name, parameter_at(places)
-        ):
-            put(places, selection.compress(parameter_at(places)))
+        try:
+            converted = convert(parameter_at(places))
+        except NeuzipError as error:
+            raise error.at(tensor=places[0].name) from None
+        if converted is not None:
+            put(places, converted)
     trim_heap()
     return model
 

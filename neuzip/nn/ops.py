@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from neuzip.codec import Options
 from neuzip.nn.fixed_width_code import is_fixed_width, linear_fixed_width
 from neuzip.nn.scratch import scratch
-from neuzip.nn.weight import decode
+from neuzip.nn.weight import CHUNK_LOG2, decode
 from neuzip.torch import works_on
 
 if TYPE_CHECKING:
@@ -162,8 +162,10 @@ def _(
     return grad.new_empty((*grad.shape[:-1], shape[1]))
 
 
-_EMBEDDING_BLOCK = 1 << 18
-"""Elements of an embedding decoded for the rows among them that are asked for: a few chunks."""
+_EMBEDDING_BLOCK = 1 << CHUNK_LOG2
+"""Elements, at most, of an embedding that are decoded for one row among them."""
+_EMBEDDING_BLOCKS = 16
+"""Neighbouring blocks, at most, that are decoded together."""
 
 
 @torch.library.custom_op("neuzip::embedding", mutates_args=())
@@ -174,17 +176,33 @@ def _embedding_op(
         from neuzip.nn.device import embedding_there
 
         return embedding_there(indices, frame, shape, dtype)
-    flat, host = indices.reshape(-1), frame.cpu()
-    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < shape[0]:
-        raise IndexError(f"an index is outside of the embedding's {shape[0]} rows")
+    flat, host = indices.reshape(-1).cpu(), frame.cpu()
     out = torch.empty((flat.numel(), shape[1]), dtype=dtype, device=indices.device)
-    block = 1 if is_fixed_width(host) else max(1, _EMBEDDING_BLOCK // max(1, shape[1]))
-    for start in (torch.unique(flat.cpu() // block) * block).tolist():
-        rows = scratch((min(block, shape[0] - start), shape[1]), dtype)
-        decode(host, rows, first_row=start)
-        here = ((flat >= start) & (flat < start + block)).nonzero().squeeze(1)
-        out[here] = rows.to(out.device)[flat[here] - start]
+    if not flat.numel():
+        return out.view(*indices.shape, shape[1])
+    ids, order = flat.sort()
+    if ids[0] < 0 or ids[-1] >= shape[0]:
+        raise IndexError(f"an index is outside of the embedding's {shape[0]} rows")
+    options = Options(threads=torch.get_num_threads())
+    for begin, end, start, stop in _embedding_runs(ids, shape, 1 if is_fixed_width(host) else None):
+        rows = decode(host, scratch((stop - start, shape[1]), dtype), options, start)
+        out[order[begin:end].to(out.device)] = rows[ids[begin:end] - start].to(out.device)
     return out.view(*indices.shape, shape[1])
+
+
+def _embedding_runs(
+    ids: torch.Tensor, shape: Sequence[int], block: int | None
+) -> Iterator[tuple[int, int, int, int]]:
+    """Ranges of sorted ids, and the range of rows to be decoded for each: neighbouring blocks of ``block`` rows.
+
+    By default as many rows as fill about a chunk, a power of two: blocks end where chunks do, for most widths.
+    """
+    if block is None:
+        block = 1 << (max(1, _EMBEDDING_BLOCK // max(1, shape[1])).bit_length() - 1)
+    blocks = ids // block
+    ends = (blocks.diff() > 1) | ((blocks // _EMBEDDING_BLOCKS).diff() > 0)
+    for begin, end in itertools.pairwise([0, *(ends.nonzero().squeeze(1) + 1).tolist(), len(ids)]):
+        yield begin, end, int(blocks[begin]) * block, min(int(blocks[end - 1] + 1) * block, shape[0])
 
 
 @_embedding_op.register_fake

@@ -102,6 +102,7 @@ def work(folder: str, kind: str, mode: str) -> dict[str, Any]:
     if chosen is not None:
         optimizer_class, options = chosen
         if mode == "lora":
+            torch.manual_seed(0)
             model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
         trained = [each for each in model.parameters() if each.requires_grad]
         opt: torch.optim.Optimizer = (

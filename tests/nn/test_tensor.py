@@ -193,16 +193,17 @@ def test_autocast_equals_dense():
     assert same_bits(packed.grad, plain.grad)
 
 
-def test_embedding_equals_dense():
-    dense = weight((5000, 80))
+@pytest.mark.parametrize(("rows", "columns", "count"), [(5000, 80, 9), (300, 8000, 40)])
+def test_embedding_equals_dense(rows, columns, count):
+    dense = weight((rows, columns))
     packed, plain = parameter(dense), nn.Parameter(dense.clone())
-    ids = torch.randint(0, 5000, (3, 9), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, rows, (3, count), generator=torch.Generator().manual_seed(0))
     for weights in (packed, plain):
         (F.embedding(ids, weights).float() ** 2).sum().backward()
     assert same_bits(F.embedding(ids, packed), F.embedding(ids, plain))
     assert same_bits(packed.grad, plain.grad)
-    assert F.embedding(ids[:0], packed).shape == (0, 9, 80)
-    for wrong in (-1, 5000):
+    assert F.embedding(ids[:0], packed).shape == (0, count, columns)
+    for wrong in (-1, rows):
         with pytest.raises(IndexError):
             F.embedding(torch.tensor([wrong]), packed)
 
