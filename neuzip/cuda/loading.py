@@ -144,8 +144,11 @@ def load_container(container: Container, tensors: dict[str, torch.Tensor], optio
         for name, tensor in tensors.items():
             header = None
             if container.is_frame(name):
-                header = frames.read_header(container.data(name), whole=True)
-            data = np.frombuffer(container.data(name), np.uint8) if tensor.nbytes else np.empty(0, np.uint8)
+                held = container.data(name)
+                header = frames.read_header(held, whole=True)
+            else:
+                held = container.kept_bytes(name, 0, tensor.nbytes, verify=options.verify)
+            data = np.frombuffer(held, np.uint8) if tensor.nbytes else np.empty(0, np.uint8)
             items.append(Item(name, data, header, tensor))
         load(items, options)
     except NeuzipError as error:

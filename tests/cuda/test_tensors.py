@@ -182,6 +182,17 @@ def test_damage_is_told_with_tensor_and_chunk(standin: StandIn, tmp_path: Path) 
     assert str(path) in str(raised.value)
 
 
+def test_damage_of_uncompressed_tensors_is_told(standin: StandIn, tmp_path: Path) -> None:
+    tensors = {"steps": torch.arange(40, dtype=torch.int64), "layer.7.weight": weights(20_000, torch.bfloat16)}
+    path = tmp_path / "model.safetensors"
+    neuzip_torch.save_file(tensors, path)
+    data = path.read_bytes()
+    path.write_bytes(damaged(data, data.index(bits(tensors["steps"])) + 9))
+    with pytest.raises(CorruptFrame) as raised:
+        neuzip_torch.load_file(path, device="standin")
+    assert raised.value.tensor == "steps" and str(path) in str(raised.value)
+
+
 def test_every_kind_of_damage_is_flagged(standin: StandIn) -> None:
     """The device refuses whatever the CPU refuses, and what it accepts has the CPU's bytes."""
     tensor = weights(2000, torch.bfloat16)
