@@ -183,7 +183,10 @@ def test_damage_is_told_with_tensor_and_chunk(standin: StandIn, tmp_path: Path) 
 
 
 def test_damage_of_uncompressed_tensors_is_told(standin: StandIn, tmp_path: Path) -> None:
-    tensors = {"steps": torch.arange(40, dtype=torch.int64), "layer.7.weight": weights(20_000, torch.bfloat16)}
+    tensors = {
+        "steps": torch.arange(40, dtype=torch.int64),
+        "layer.7.weight": weights(20_000, torch.bfloat16),
+    }
     path = tmp_path / "model.safetensors"
     neuzip_torch.save_file(tensors, path)
     data = path.read_bytes()
