@@ -6,10 +6,8 @@ QUESTIONs, of ratio, decode, encode and files, ask only those, and write nothing
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 
 import click
@@ -19,6 +17,7 @@ import files
 import machine
 import ratio
 import torch
+from alone import alone
 from data import CACHE, TITLES, Dataset, datasets
 from musts import judge
 from plot import draw
@@ -44,12 +43,6 @@ def ask(data: Dataset, question: str, method: Method) -> Answers:
     return {"decode": decode.ask, "encode": encode.ask, "files": files.ask}[question](data, method)
 
 
-def alone(data: Dataset, question: str, method: Method) -> Answers:
-    """In a process of its own: what memory is fresh must not depend on the data before."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(ask, data, question, method).result()
-
-
 def run(questions: tuple[str, ...], tiny: bool) -> Results:
     results = Results(
         date=datetime.now(UTC).date().isoformat(),
@@ -63,7 +56,7 @@ def run(questions: tuple[str, ...], tiny: bool) -> Results:
             if question == "files" and data.name not in files.DATA:
                 continue
             click.echo(f"{TITLES[data.name]}: {question}", err=True)
-            results = results.with_more(alone(data, question, results.method))
+            results = results.with_more(alone(ask, data, question, results.method))
     return results
 
 

@@ -5,14 +5,13 @@ QUESTIONs, of train, prefill and token, ask only those, and write nothing.
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 
 import click
 import machine
+from alone import alone
 from models import FIXED, FRAMES, PREFILL, QUESTIONS, SGD, TINY_SCALE, TOKEN, TRAIN, Scale, ask, dtype_of
 from musts import MET, MISSED, Verdict
 from results import Results, from_json, to_json
@@ -42,14 +41,8 @@ def run(questions: tuple[str, ...], scale: Scale) -> Results:
         for threads in scale.threads:
             for data in QUESTIONS[question]:
                 click.echo(f"{TITLES[question]}, {data}, {named(threads)}", err=True)
-                results = results.with_more(alone(question, data, threads, scale))
+                results = results.with_more(alone(ask, question, data, threads, scale))
     return results
-
-
-def alone(question: str, data: str, threads: int, scale: Scale) -> list[Measurement]:
-    """One question, in a process of its own: memory and threads are not what an earlier one left."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(ask, question, data, threads, scale).result()
 
 
 def judge(results: Results) -> list[Verdict]:

@@ -204,8 +204,7 @@ def read_header(view: Bytes, whole: bool) -> Frame:
 def write_header(frame: Frame, table: bytes, index: Words, size: int) -> bytearray:
     """The header, of ``size`` bytes, of a frame whose chunks are known."""
     header = bytearray(size)
-    target = (ctypes.c_char * size).from_buffer(header)
-    status = _LIBRARY.nz_write_header(frame, table, address(index), ctypes.addressof(target))
+    status = _LIBRARY.nz_write_header(frame, table, address(index), address(header))
     if status:
         raise _error(status)
     return header

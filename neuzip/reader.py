@@ -171,11 +171,10 @@ def _read_kept(
     first, name = run[0], run[0].name
     try:
         if first.size > BATCH_BYTES:
-            blank = framework.blank(first.dtype, framework.native_shape(first.dtype, first.shape))
+            shape = framework.native_shape(first.dtype, first.shape)
+            blank = framework.blank(first.dtype, shape)
             read_bytes(container, first, 0, framework.memory(blank), options)
-            tensors[name] = framework.finish(
-                blank, first.dtype, framework.native_shape(first.dtype, first.shape)
-            )
+            tensors[name] = framework.finish(blank, first.dtype, shape)
             return
         data = container.kept_run(run, verify=options.verify)
         base = first.start

@@ -6,19 +6,14 @@ transfers and kernels overlap on a GPU, is not shown here.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import run_ranks
 from standin.driver import StandIn
 
-RANKS = 2
 SECONDS = 240
 """After which the processes count as hung. They take about 10 on two idle cores."""
 
@@ -28,30 +23,9 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 @pytest.fixture(scope="module")
 def results(standin_driver: StandIn, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Of each rank."""
-    folder = tmp_path_factory.mktemp("group")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo" if Path("/sys/class/net/lo").exists() else "lo0",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
     worker = Path(__file__).with_name("group_worker.py")
-    logs = [folder / f"log-{rank}" for rank in range(RANKS)]
-    processes = []
-    for rank, log in enumerate(logs):
-        arguments = [str(rank), str(RANKS), str(folder), str(standin_driver.kernels)]
-        with log.open("wb") as out:
-            command = [sys.executable, str(worker), *arguments]
-            processes.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment))
-    deadline = time.monotonic() + SECONDS
-    try:
-        codes = [process.wait(max(0.1, deadline - time.monotonic())) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0] * RANKS, "\n".join(log.read_text(errors="replace")[-3000:] for log in logs)
-    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(RANKS)]
+    folder = tmp_path_factory.mktemp("group")
+    return run_ranks(worker, folder, str(standin_driver.kernels), seconds=SECONDS)
 
 
 @pytest.mark.parametrize("case", ["ddp", "ddp fused", "fsdp", "fsdp fused"])

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from models import make, same_bits
+from ranks import RANKS, run_ranks
 from torch.distributed.checkpoint.api import CheckpointException
 
 from neuzip import InvalidArgument, NeuzipError
@@ -23,7 +19,6 @@ from neuzip.nn import CompressedTensor, compress_model
 from neuzip.nn.lossy import compress_model_lossy
 from neuzip.nn.sharding import post_all_gather, pre_all_gather, reserved_bytes
 
-RANKS = 2
 SECONDS = 300
 """After which the processes count as hung. They take about 30 on two idle cores."""
 
@@ -33,35 +28,10 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 one_process = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-def run(folder: Path) -> list[dict[str, Any]]:
-    """The results of all ranks, each a process of its own."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo" if Path("/sys/class/net/lo").exists() else "lo0",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    logs = [folder / f"log-{rank}" for rank in range(RANKS)]
-    worker = Path(__file__).with_name("distributed_worker.py")
-    processes = []
-    for rank, log in enumerate(logs):
-        command = [sys.executable, str(worker), str(rank), str(RANKS), str(folder)]
-        with log.open("wb") as out:
-            processes.append(subprocess.Popen(command, stdout=out, stderr=out, env=environment))
-    deadline = time.monotonic() + SECONDS
-    try:
-        codes = [process.wait(max(0.1, deadline - time.monotonic())) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0] * RANKS, "\n".join(log.read_text(errors="replace")[-3000:] for log in logs)
-    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(RANKS)]
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run(tmp_path_factory.mktemp("group"))
+    worker = Path(__file__).with_name("distributed_worker.py")
+    return run_ranks(worker, tmp_path_factory.mktemp("group"), seconds=SECONDS)
 
 
 @pytest.fixture
