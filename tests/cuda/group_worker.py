@@ -1,6 +1,7 @@
-"""One process of a group, each with a stand-in device of its own: ``python group_worker.py RANK WORLD FOLDER LIBRARY``.
+"""One process of a group, each with a device of its own: ``python group_worker.py RANK WORLD FOLDER [LIBRARY]``.
 
 Trains models on the device, dense and compressed, and leaves what became of them in FOLDER/result-RANK.json.
+LIBRARY: the emulator's, for a stand-in device; CUDA without it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from hardware import Gpus, Recorded
 from standin import bits, group
 from standin.driver import StandIn
 from torch import nn
@@ -90,9 +92,9 @@ def train(made: nn.Module, optimizer: Any, device: torch.device) -> list[Any]:
     return [*record, {name: digest(each) for name, each in made.named_parameters()}]
 
 
-def case(wrap: Callable[..., nn.Module], optimizer: Any, device: torch.device, standin: StandIn) -> Any:
+def case(wrap: Callable[..., nn.Module], optimizer: Any, device: torch.device, gpu: Gpus) -> Any:
     theirs = train(wrap(device, False), adamw, device)
-    standin.launches.clear()
+    gpu.launches.clear()
     made = wrap(device, True)
     ours = train(made, optimizer, device)
     parts = [local(parameter) for parameter in made.parameters()]
@@ -101,23 +103,26 @@ def case(wrap: Callable[..., nn.Module], optimizer: Any, device: torch.device, s
         "ours": ours,
         "compressed": sum(isinstance(part, CompressedTensor) for part in parts),
         "devices": sorted({str(part.device) for part in parts}),
-        "kernels": sorted({launch.kernel for launch in standin.launches}),
-        "launched_on": sorted({launch.index for launch in standin.launches}),
+        "kernels": sorted({launch.kernel for launch in gpu.launches}),
+        "launched_on": sorted({launch.index for launch in gpu.launches}),
     }
 
 
-def main(rank: int, world: int, folder: Path, library: Path) -> None:
+def main(rank: int, world: int, folder: Path, library: Path | None) -> None:
     torch.set_num_threads(1)
-    standin = StandIn(kernels=library)
-    driver.install(standin)
+    gpu = Recorded() if library is None else StandIn(kernels=library)
+    driver.install(gpu)
     passed = trust.Verdict(True, "taken for granted")
-    trust._verdicts.update({(standin, index): passed for index in range(standin.count())})
-    group.register()
-    device = torch.device(standin.device_type, rank)
+    trust._verdicts.update({(gpu, index): passed for index in range(gpu.count())})
+    backend = "nccl"
+    if library is not None:
+        group.register()
+        backend = group.NAME
+    device = torch.device(gpu.device_type, rank)
     torch.accelerator.set_device_index(rank)
     store = dist.FileStore(str(folder / "store"), world)
     dist.init_process_group(
-        f"cpu:{group.NAME},{device.type}:{group.NAME}",
+        f"cpu:{'gloo' if library is None else backend},{device.type}:{backend}",
         store=store,
         rank=rank,
         world_size=world,
@@ -125,10 +130,10 @@ def main(rank: int, world: int, folder: Path, library: Path) -> None:
     )
     try:
         results = {
-            "ddp": case(ddp, adamw, device, standin),
-            "ddp fused": case(ddp, fused_adamw, device, standin),
-            "fsdp": case(fsdp, adamw, device, standin),
-            "fsdp fused": case(fsdp, fused_adamw, device, standin),
+            "ddp": case(ddp, adamw, device, gpu),
+            "ddp fused": case(ddp, fused_adamw, device, gpu),
+            "fsdp": case(fsdp, adamw, device, gpu),
+            "fsdp fused": case(fsdp, fused_adamw, device, gpu),
         }
         dist.barrier()
     finally:
@@ -137,4 +142,4 @@ def main(rank: int, world: int, folder: Path, library: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]) if sys.argv[4:] else None)

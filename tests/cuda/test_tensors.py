@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hardware import Gpus
 from standin import bits
-from standin.driver import StandIn
 
 import neuzip.torch as neuzip_torch
 from neuzip import CorruptFrame, InvalidArgument, container, container_writer
@@ -52,19 +52,19 @@ CASES: dict[str, Callable[[], torch.Tensor]] = {
 
 @pytest.mark.parametrize("level", ["default", "max"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_tensor_of_the_device(case: str, level: str, standin: StandIn) -> None:
+def test_a_tensor_of_the_device(case: str, level: str, gpu: Gpus) -> None:
     tensor = CASES[case]()
-    there = tensor.to("standin:1")
+    there = tensor.to(gpu.at(1))
     frame = neuzip_torch.compress(there, level)
     assert frame == neuzip_torch.compress(tensor, level)
-    back = neuzip_torch.decompress(frame, device="standin:1")
+    back = neuzip_torch.decompress(frame, device=gpu.at(1))
     assert back.device == there.device and back.shape == tensor.shape and back.dtype == tensor.dtype
     assert bits(back) == bits(tensor)
-    held = torch.frombuffer(bytearray(frame), dtype=torch.uint8).to("standin:1")
+    held = torch.frombuffer(bytearray(frame), dtype=torch.uint8).to(gpu.at(1))
     out = torch.empty_like(there)
     assert neuzip_torch.decompress(held, out) is out and bits(out) == bits(tensor)
     if case in ("bf16", "fp16", "fp32", "fp64", "fp8", "complex", "noise"):
-        names = {launch.kernel.rsplit("_w", 1)[0] for launch in standin.launches}
+        names = {launch.kernel.rsplit("_w", 1)[0] for launch in gpu.launches}
         assert names == {
             "nz_sample",
             "nz_checksum",
@@ -74,17 +74,17 @@ def test_a_tensor_of_the_device(case: str, level: str, standin: StandIn) -> None
             "nz_decode",
             "nz_verify",
         }
-    assert all(launch.index == 1 for launch in standin.launches)
+    assert {launch.index for launch in gpu.launches} <= {gpu.at(1).index}
 
 
-def test_views_are_encoded_as_they_are(standin: StandIn) -> None:
+def test_views_are_encoded_as_they_are(gpu: Gpus) -> None:
     tensor = weights(6000, torch.bfloat16).view(60, 100)
-    there = tensor.to("standin")
+    there = tensor.to(gpu.at(0))
     for view in (lambda t: t.t(), lambda t: t[3:40], lambda t: t[:, ::2], lambda t: t.view(-1)[1:4001]):
         assert neuzip_torch.compress(view(there)) == neuzip_torch.compress(view(tensor))
 
 
-def test_many_tensors_in_batches(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_tensors_in_batches(gpu: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several widths, in slots for a few chunks only, so that a tensor is encoded in several goes."""
     options = Options(chunk_log2=10, level="max")
     monkeypatch.setattr(packing, "SLOT_BYTES", 3 * packing.slot_bytes(2, 10))
@@ -96,33 +96,33 @@ def test_many_tensors_in_batches(standin: StandIn, monkeypatch: pytest.MonkeyPat
     expected = [
         neuzip_torch.frames.encode(memory(each), dtype, shape, options) for each, dtype, shape in items
     ]
-    found = encode_many([(each.to("standin"), dtype, shape) for each, dtype, shape in items], options)
+    found = encode_many([(each.to(gpu.at(0)), dtype, shape) for each, dtype, shape in items], options)
     assert [bits(frame) for frame in found] == expected
-    assert sum(launch.kernel.startswith("nz_encode") for launch in standin.launches) > 4
+    assert sum(launch.kernel.startswith("nz_encode") for launch in gpu.launches) > 4
 
 
-def test_pieces(standin: StandIn) -> None:
+def test_pieces(gpu: Gpus) -> None:
     tensor = torch.cat(
         [weights(3 * CHUNK, torch.bfloat16), noise(2 * CHUNK, torch.bfloat16), weights(77, torch.bfloat16)]
     )
     dtype, options = dtype_of(tensor.dtype), Options(chunk_log2=10)
-    ours = DeviceEncoder(dtype, tensor.shape, options, torch.device("standin", 0))
+    ours = DeviceEncoder(dtype, tensor.shape, options, gpu.at(0))
     theirs = PiecewiseEncoder(dtype, tensor.shape, options)
     for piece in tensor.split(2 * CHUNK):
-        ours.add(piece.to("standin"))
+        ours.add(piece.to(gpu.at(0)))
         theirs.add(memory(piece))
     assert bits(ours.finish()) == theirs.finish().tobytes()
 
 
-def test_no_pieces(standin: StandIn) -> None:
-    ours = DeviceEncoder(dtype_of(torch.float32), (0,), Options(), torch.device("standin", 1))
+def test_no_pieces(gpu: Gpus) -> None:
+    ours = DeviceEncoder(dtype_of(torch.float32), (0,), Options(), gpu.at(1))
     frame = ours.finish()
-    assert frame.device.index == 1
+    assert frame.device == gpu.at(1)
     assert bits(frame) == PiecewiseEncoder(dtype_of(torch.float32), (0,), Options()).finish().tobytes()
 
 
-def test_strided_tensors_are_not_taken(standin: StandIn) -> None:
-    tensor = weights(64, torch.bfloat16).view(8, 8).t().to("standin").t()
+def test_strided_tensors_are_not_taken(gpu: Gpus) -> None:
+    tensor = weights(64, torch.bfloat16).view(8, 8).t().to(gpu.at(0)).t()
     with pytest.raises(InvalidArgument, match="contiguous"):
         encode_many([(tensor.t(), dtype_of(tensor.dtype), tensor.shape)], Options())
 
@@ -138,7 +138,7 @@ def only_without_planes(encode_runs: Callable[..., None]) -> Callable[..., None]
 
 
 @pytest.mark.parametrize("level", ["default", "max"])
-def test_a_file(level: str, standin: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file(level: str, gpu: Gpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoded by the device, and byte for byte the one that the CPU writes, tensors of several batches included."""
     for module in (container, container_writer, encoding):
         monkeypatch.setattr(module, "BATCH_BYTES", 1 << 16)
@@ -148,16 +148,16 @@ def test_a_file(level: str, standin: StandIn, tmp_path: Path, monkeypatch: pytes
     tensors["large"] = torch.cat([weights(1 << 19, torch.bfloat16), noise(1 << 19, torch.bfloat16)])
     expected, path = tmp_path / "expected.safetensors", tmp_path / "model.safetensors"
     neuzip_torch.save_file(tensors, expected, level=level)
-    there = {name: each.to("standin") for name, each in tensors.items()}
+    there = {name: each.to(gpu.at(0)) for name, each in tensors.items()}
     with monkeypatch.context() as patched:
         patched.setattr(
             neuzip_torch.frames, "encode_runs", only_without_planes(neuzip_torch.frames.encode_runs)
         )
         neuzip_torch.save_file(there, path, level=level)
     assert path.read_bytes() == expected.read_bytes()
-    loaded = neuzip_torch.load_file(path, device="standin:1")
+    loaded = neuzip_torch.load_file(path, device=gpu.at(1))
     for name, tensor in tensors.items():
-        assert loaded[name].device == torch.device("standin", 1) and bits(loaded[name]) == bits(tensor)
+        assert loaded[name].device == gpu.at(1) and bits(loaded[name]) == bits(tensor)
 
 
 def damaged(frame: bytes, at: int) -> bytes:
@@ -166,7 +166,7 @@ def damaged(frame: bytes, at: int) -> bytes:
     return bytes(changed)
 
 
-def test_damage_is_told_with_tensor_and_chunk(standin: StandIn, tmp_path: Path) -> None:
+def test_damage_is_told_with_tensor_and_chunk(gpu: Gpus, tmp_path: Path) -> None:
     tensors = {"good": weights(1000, torch.float32), "layer.7.weight": weights(200_000, torch.bfloat16)}
     path = tmp_path / "model.safetensors"
     neuzip_torch.save_file(tensors, path)
@@ -177,12 +177,12 @@ def test_damage_is_told_with_tensor_and_chunk(standin: StandIn, tmp_path: Path) 
     middle = (header.offsets[2] + header.offsets[3]) // 2
     path.write_bytes(data[:at] + damaged(frame, middle) + data[at + len(frame) :])
     with pytest.raises(CorruptFrame) as raised:
-        neuzip_torch.load_file(path, device="standin")
+        neuzip_torch.load_file(path, device=gpu.at(0))
     assert raised.value.tensor == "layer.7.weight" and raised.value.chunk == 2
     assert str(path) in str(raised.value)
 
 
-def test_damage_of_uncompressed_tensors_is_told(standin: StandIn, tmp_path: Path) -> None:
+def test_damage_of_uncompressed_tensors_is_told(gpu: Gpus, tmp_path: Path) -> None:
     tensors = {
         "steps": torch.arange(40, dtype=torch.int64),
         "layer.7.weight": weights(20_000, torch.bfloat16),
@@ -192,11 +192,11 @@ def test_damage_of_uncompressed_tensors_is_told(standin: StandIn, tmp_path: Path
     data = path.read_bytes()
     path.write_bytes(damaged(data, data.index(bits(tensors["steps"])) + 9))
     with pytest.raises(CorruptFrame) as raised:
-        neuzip_torch.load_file(path, device="standin")
+        neuzip_torch.load_file(path, device=gpu.at(0))
     assert raised.value.tensor == "steps" and str(path) in str(raised.value)
 
 
-def test_every_kind_of_damage_is_flagged(standin: StandIn) -> None:
+def test_every_kind_of_damage_is_flagged(gpu: Gpus) -> None:
     """The device refuses whatever the CPU refuses, and what it accepts has the CPU's bytes."""
     tensor = weights(2000, torch.bfloat16)
     frame = neuzip_torch.compress(tensor)
@@ -209,8 +209,8 @@ def test_every_kind_of_damage_is_flagged(standin: StandIn) -> None:
             expected = bits(neuzip_torch.decompress(bad))
         except CorruptFrame:
             with pytest.raises(CorruptFrame):
-                neuzip_torch.decompress(bad, device="standin")
+                neuzip_torch.decompress(bad, device=gpu.at(0))
             refused += 1
         else:
-            assert bits(neuzip_torch.decompress(bad, device="standin")) == expected
+            assert bits(neuzip_torch.decompress(bad, device=gpu.at(0))) == expected
     assert refused == len(places)

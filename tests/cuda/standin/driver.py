@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,22 @@ class StandIn:
         if self.kernels is None:
             self.kernels = emulator.build("emulator") / "cuda_emulator.so"
         self._emulator = emulator.Emulator(self.kernels)
+
+    def clear(self) -> None:
+        """Forgets what was asked of it, and an obstacle."""
+        self.launches.clear()
+        self.kept.clear()
+        self.waits, self.reason = 0, None
+
+    def at(self, number: int) -> torch.device:
+        return torch.device(self.device_type, number)
+
+    @contextmanager
+    def no_waiting(self) -> Iterator[None]:
+        """Checks that the host neither waits for an event nor copies something of the device's by waiting for it."""
+        self.waits, before = 0, self.library.standin_reads()
+        yield
+        assert self.waits == 0 and self.library.standin_reads() == before
 
     def count(self) -> int:
         return self.devices
