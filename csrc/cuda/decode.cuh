@@ -10,6 +10,7 @@ namespace nz {
 // A warp's shared memory.
 template <int W>
 struct Workspace {
+  WordRing ring;
   Lookup lookup;
   PlaneBytes planes[W];
 };
@@ -23,13 +24,14 @@ struct Bench {
 
 // A plane of mode local other than plane 0.
 template <int W>
-__device__ __forceinline__ uint32_t decode_local(const StreamView &view, const Lookup *lookup, uint32_t units,
+__device__ __forceinline__ uint32_t decode_local(const StreamView &view, Workspace<W> *shared, uint32_t units,
                                                  uint8_t *place) {
-  Stream stream(view);
+  Stream stream(view, &shared->ring);
   if (!stream.begins_well()) return NZ_FAULT_STREAM;
-  const ByteTable table = {lookup, lookup->bits};
+  const ByteTable table = {&shared->lookup, shared->lookup.bits};
 #pragma unroll 1
   for (uint32_t i = lane_id(); i - lane_id() < units; i += kWarp) {
+    stream.fetch();
     const uint32_t symbol = stream.take(table, i < units);
     if (i < units) place[static_cast<uint64_t>(i) * W] = static_cast<uint8_t>(symbol);
   }
@@ -50,17 +52,23 @@ __device__ __forceinline__ void merge_stream(const Low &planes, const High &high
                                              Stream *stream, uint32_t units, typename UnitOf<W>::Type *out) {
   uint32_t i = lane_id();
   if constexpr (Low::kBatched) {
-    const uint32_t whole = planes.whole() / kBatchUnits * kBatchUnits;
+    constexpr uint32_t kUnits = kBatchUnits<W>;
+    const uint32_t whole = planes.whole() / kUnits * kUnits;
 #pragma unroll 1
-    for (; i < whole; i += kBatchUnits) {
-      typename UnitOf<W>::Type lows[kBatch];
+    for (; i < whole; i += kUnits) {
+      typename UnitOf<W>::Type lows[kBatch<W>];
+      if (i + 2 * kUnits < whole) planes.look_ahead(i - lane_id() + 2 * kUnits);
       planes.load(i, lows);
 #pragma unroll
-      for (uint32_t j = 0; j < kBatch; j++) out[i + j * kWarp] = high.unit(stream->take(table), lows[j]);
+      for (uint32_t j = 0; j < kBatch<W>; j++) {
+        if (j % kSteps == 0) stream->fetch();
+        out[i + j * kWarp] = high.unit(stream->take(table), lows[j]);
+      }
     }
   }
 #pragma unroll 1
   for (; i - lane_id() < units; i += kWarp) {
+    stream->fetch();
     const uint32_t symbol = stream->take(table, i < units);
     if (i < units) out[i] = high.unit(symbol, planes.low(i));
   }
@@ -121,9 +129,9 @@ struct Sections {
 
 template <int W, typename Table>
 __device__ __forceinline__ uint32_t merge_coded(const Sections &s, const PlaneBytes *planes,
-                                                const Table &table, uint32_t units,
+                                                const Table &table, WordRing *ring, uint32_t units,
                                                 typename UnitOf<W>::Type *out) {
-  Stream stream(s.stream);
+  Stream stream(s.stream, ring);
   if (!stream.begins_well()) return NZ_FAULT_STREAM;
   if (W == 1 || s.raw) {
     const RawPlanes<W> raw = {s.last, units, W == 1 ? 0 : planes[W == 1 ? 0 : 1].count};
@@ -144,9 +152,9 @@ __device__ __forceinline__ uint32_t merge_coded(const Sections &s, const PlaneBy
 // `first` is the head of symbol 0.
 template <int W>
 __device__ __forceinline__ uint32_t merge_joint(const Sections &s, const PlaneBytes *planes,
-                                                const ByteTable &table, uint32_t first, uint32_t units,
-                                                typename UnitOf<W>::Type *out) {
-  Stream stream(s.stream);
+                                                const ByteTable &table, uint32_t first, WordRing *ring,
+                                                uint32_t units, typename UnitOf<W>::Type *out) {
+  Stream stream(s.stream, ring);
   if (!stream.begins_well()) return NZ_FAULT_STREAM;
   merge_stream<W>(SixPlanes<W>{planes, planes[1]}, Heads<W>{first << 6}, table, &stream, units, out);
   if (!stream.ends_well(true)) return NZ_FAULT_STREAM;
@@ -180,7 +188,7 @@ __device__ __forceinline__ uint32_t open_plane(int p, const uint8_t *chunk, uint
     if (!take_stream(record, units, cursor, &s->stream)) return NZ_FAULT_CHUNK;
     if (p > 0) {
       plane = {dst + (W - 1 - p), W, units};
-      const uint32_t fault = decode_local<W>(s->stream, &bench->shared->lookup, units, dst + (W - 1 - p));
+      const uint32_t fault = decode_local<W>(s->stream, bench->shared, units, dst + (W - 1 - p));
       if (fault) return fault;
     }
   }
@@ -234,6 +242,8 @@ __device__ __forceinline__ uint32_t decode_chunk(const uint8_t *chunk, uint32_t 
   typedef typename UnitOf<W>::Type Type;
   Type *const out = reinterpret_cast<Type *>(dst);
   const PlaneBytes *const planes = bench->shared->planes;
+  const Lookup *const lookup = &bench->shared->lookup;
+  WordRing *const ring = &bench->shared->ring;
   Sections s = {};
   const uint32_t fault = open_chunk<W>(chunk, size, kind, units, dst, bench, &s);
   if (fault) return fault;
@@ -244,12 +254,12 @@ __device__ __forceinline__ uint32_t decode_chunk(const uint8_t *chunk, uint32_t 
     return NZ_FAULT_NONE;
   }
   if (s.mode0 != kLocal && !load_table(entry, kind, bench)) return NZ_FAULT_CHUNK;
-  if (s.mode0 == kRank) return merge_coded<W>(s, planes, RankTable{&bench->shared->lookup}, units, out);
-  const ByteTable table = {&bench->shared->lookup, bench->shared->lookup.bits};
+  if (s.mode0 == kRank) return merge_coded<W>(s, planes, RankTable{lookup}, ring, units, out);
+  const ByteTable table = {lookup, lookup->bits};
   if constexpr (W == 2 || W == 4) {
-    if (s.mode0 == kJoint) return merge_joint<W>(s, planes, table, 4 * __ldg(entry + 4), units, out);
+    if (s.mode0 == kJoint) return merge_joint<W>(s, planes, table, 4 * __ldg(entry + 4), ring, units, out);
   }
-  return merge_coded<W>(s, planes, table, units, out);
+  return merge_coded<W>(s, planes, table, ring, units, out);
 }
 
 }  // namespace nz

@@ -125,7 +125,7 @@ typedef struct {
  *
  * matvec: device pointer to one NzMatvec; its job.first is 0. */
 #define NZ_MATVEC_BATCH 8
-#define NZ_MATVEC_CHUNK_LOG2 12 /* at most: 4 tiles of 8 KiB and the tables stay below 48 KiB a block */
+#define NZ_MATVEC_CHUNK_LOG2 11 /* at most: 4 tiles of 4 KiB and what is static stay below 48 KiB a block */
 typedef struct {
   NzJob job;        /* of the matrix; width 2, chunk_log2 at most NZ_MATVEC_CHUNK_LOG2 */
   uint64_t rows;    /* of the matrix; rows · columns = job.units */

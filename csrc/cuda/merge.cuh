@@ -6,8 +6,17 @@
 
 namespace nz {
 
-constexpr uint32_t kBatch = 8;                    // steps whose loads are in flight together
-constexpr uint32_t kBatchUnits = kBatch * kWarp;  // two blocks of mode six
+// Steps whose loads are in flight together, as many as registers allow; blocks of mode six have 128 units.
+template <int W>
+constexpr uint32_t kBatch = W > 2 ? 8 : 16;
+template <int W>
+constexpr uint32_t kBatchUnits = kBatch<W> * kWarp;
+
+// What is needed two batches later is brought to the L2 cache: kCount bytes, in lines of 128.
+template <uint32_t kCount>
+__device__ __forceinline__ void prefetch_lines(const uint8_t *bytes) {
+  if (128 * lane_id() < kCount) prefetch(bytes + 128 * lane_id());
+}
 
 // Where a plane's bytes are: byte i at bytes[i · stride]. A constant plane has stride 0; one of mode local
 // has been decoded to its places in the units.
@@ -57,14 +66,19 @@ struct RawPlanes {
   }
   __device__ __forceinline__ void load(uint32_t at, Type *lows) const {
 #pragma unroll
-    for (uint32_t j = 0; j < kBatch; j++) lows[j] = 0;
+    for (uint32_t j = 0; j < kBatch<W>; j++) lows[j] = 0;
 #pragma unroll
     for (int p = 1; p < W; p++) {
       const uint8_t *const bytes = plane(p) + at;
 #pragma unroll
-      for (uint32_t j = 0; j < kBatch; j++)
+      for (uint32_t j = 0; j < kBatch<W>; j++)
         lows[j] = static_cast<Type>(lows[j] << 8 | __ldg(bytes + j * kWarp));
     }
+  }
+  // Of the batch that begins at unit `at`.
+  __device__ __forceinline__ void look_ahead(uint32_t at) const {
+#pragma unroll
+    for (int p = 1; p < W; p++) prefetch_lines<kBatchUnits<W>>(plane(p) + at);
   }
   // How many units from the first have all bytes.
   __device__ __forceinline__ uint32_t whole() const { return W == 1 ? units : count; }
@@ -90,12 +104,15 @@ struct SixPlanes {
   __device__ __forceinline__ void load(uint32_t at, Type *lows) const {
     const uint8_t *bytes = packed.bytes + (at - at / kWarp * (kWarp / 4));  // at % 128 is the lane
 #pragma unroll
-    for (uint32_t block = 0; block < kBatch / 4; block++, bytes += 96) {
+    for (uint32_t block = 0; block < kBatch<W> / 4; block++, bytes += 96) {
       const uint32_t b0 = __ldg(bytes), b1 = __ldg(bytes + 32), b2 = __ldg(bytes + 64);
       const uint32_t sixes[4] = {b0 & 63, b1 & 63, b2 & 63, b0 >> 6 | b1 >> 6 << 2 | b2 >> 6 << 4};
 #pragma unroll
       for (uint32_t j = 0; j < 4; j++) lows[4 * block + j] = static_cast<Type>(sixes[j]);
     }
+  }
+  __device__ __forceinline__ void look_ahead(uint32_t at) const {
+    prefetch_lines<kBatchUnits<W> / 4 * 3>(packed.bytes + at / 4 * 3);
   }
   __device__ __forceinline__ uint32_t whole() const { return packed.count / 96 * 128; }
 };

@@ -63,7 +63,7 @@ MATVEC = np.dtype(
     ]
 )
 MATVEC_BATCH = 8
-MATVEC_CHUNK_LOG2 = 12
+MATVEC_CHUNK_LOG2 = 11
 
 FAULTS = {
     1: "a chunk's records, sections, tables or patches break the format",

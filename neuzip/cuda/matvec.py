@@ -10,11 +10,10 @@ from neuzip.cuda.jobs import MATVEC, MATVEC_CHUNK_LOG2, WARPS
 from neuzip.cuda.kernels import launch, upload
 from neuzip.cuda.placed import Placed, placed
 
-FUSED_ROWS = ((0, 0), (1 << 20, 4))
+FUSED_ROWS = ((0, 0),)
 """Elements of a matrix, and from there on the most rows of x that it is multiplied with while it is decoded; with more,
-it is decoded and multiplied by cuBLAS. Modelled, not measured (docs/kernels.md): below a million elements there are
-fewer chunks than an H100 has warps; above, the first row of x costs 6 instructions for 32 weights and each further one
-3.25, and what is saved, reading the dense matrix again, takes the time of 17."""
+it is decoded and multiplied by cuBLAS. None: on an H200 decoding and cuBLAS took less time at every size and number of
+rows that were measured (docs/kernels.md)."""
 
 _KERNELS = {torch.bfloat16: "bf16", torch.float16: "f16"}
 _COLUMNS = 4

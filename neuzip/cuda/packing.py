@@ -11,7 +11,7 @@ import torch
 from neuzip._native import Words
 from neuzip.codec import Plan
 from neuzip.cuda.jobs import CHUNK, JOB, Records, slot_bytes
-from neuzip.cuda.kernels import launch, upload
+from neuzip.cuda.kernels import download, launch, upload
 from neuzip.cuda.placed import table_offsets
 from neuzip.cuda.planning import Original
 
@@ -87,7 +87,7 @@ def _encode(batch: list[_Part], originals: Sequence[Original], plans: Sequence[P
     launch("checksum.cu", "nz_checksum", device, tasks, (sent, count, np.uint64(tasks)))
     launch("encode.cu", f"nz_encode_w{width}", device, tasks, (sent, count, np.uint64(tasks)))
     launch("encode.cu", "nz_place", device, len(jobs), (sent, count), warps=1)
-    found = records.cpu().numpy().view(CHUNK)
+    found = download(records).view(CHUNK)
     sizes = [int(part["size"].sum(dtype=np.uint64)) for part in np.split(found, _ends(batch)[:-1])]
     starts = np.cumsum([0, *(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)])
     packed = torch.empty(int(starts[-1]), dtype=torch.uint8, device=device)

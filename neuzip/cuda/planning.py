@@ -11,7 +11,7 @@ import torch
 from neuzip import _native
 from neuzip.codec import LEVELS, Coding, Options, Plan, is_coded, make_plan
 from neuzip.cuda.jobs import SEGMENT, SEGMENT_COUNTS, Records
-from neuzip.cuda.kernels import launch, upload
+from neuzip.cuda.kernels import download, launch, upload
 from neuzip.layouts import Layout
 
 
@@ -83,4 +83,4 @@ def _count(segments: Records, device: torch.device) -> np.ndarray[tuple[int], np
         warps=8,
         block_tasks=1,
     )
-    return counts.cpu().numpy().view(np.uint32)
+    return download(counts).view(np.uint32)

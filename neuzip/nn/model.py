@@ -194,9 +194,8 @@ def offload_model(model: Model, device: str | torch.device = "cuda") -> Model:
 def rechunk_model(model: Model, *, chunk_log2: int = 12) -> Model:
     """Cuts every compressed parameter's frame into chunks of ``2^chunk_log2`` elements, in place; returns the model.
 
-    A GPU multiplies matrices of bf16 and fp16 with up to 4 rows of input while it decodes them, if their chunks have
-    at most 2^12 elements and the matrices at least a million; sums are then rounded in another order than cuBLAS's.
-    Frames grow by about 1 %, values stay what they are, and files of the model have the smaller chunks too.
+    A GPU decodes a layer with a warp for each chunk, so small chunks are what keeps it busy. Frames grow by about 1 %,
+    values stay what they are, and files of the model have the smaller chunks too.
 
     chunk_log2: 10 … 16. Raises InvalidArgument.
     """

@@ -135,7 +135,7 @@ class Loop:
     @property
     def steps(self) -> int:
         """Symbols that a lane decodes in a turn: each may need a word."""
-        return self.count(r"LDG\.E\.U16")
+        return self.count(r"LDS\.(U\.)?U16")
 
     @property
     def step_instructions(self) -> float:

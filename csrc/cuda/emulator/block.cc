@@ -96,6 +96,7 @@ void Block::prepare(const uint3 &index) {
     thread.grid_size = {launch.grid[0], launch.grid[1], launch.grid[2]};
     thread.number = i;
     thread.state = State::kReady;
+    thread.copies = Copies();
   }
   ready_warps_ = 0;
   for (uint32_t w = 0; w < warps_.size(); w++) {
@@ -385,6 +386,10 @@ void misuse(const char *what, Site site) {
 }
 
 void *dynamic_shared() { return block->dynamic_shared(); }
+
+Copies *copies() { return &running()->copies; }
+
+bool is_early() { return block->is_early(); }
 
 }  // namespace nz::emulator
 

@@ -35,6 +35,7 @@ struct Thread : Place {
   uint64_t value = 0;
   uint64_t result = 0;
   Site site = {"", 0};
+  Copies copies;
 
   uint32_t lane() const { return number % kLanes; }
 };
@@ -79,6 +80,7 @@ class Block {
   void turn();  // the end of a thread's turn, in the middle of its work
   [[noreturn]] void fail(int kind, const std::string &message);
   void *dynamic_shared() { return shared_.get(); }
+  bool is_early() { return work_.launch.seed && chance_.next() % 2; }
 
  private:
   struct Free {

@@ -76,6 +76,11 @@ T load(const T *at, Site site) {
   return *at;
 }
 
+inline void copy(const Copy &copy) {
+  for (uint32_t i = 0; i < 16; i++)
+    static_cast<uint8_t *>(copy.to)[i] = i < copy.bytes ? static_cast<const uint8_t *>(copy.from)[i] : 0;
+}
+
 inline uint32_t own_lane() { return place->thread.x % 32; }
 
 }  // namespace nz::emulator
@@ -163,6 +168,40 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
   typedef std::common_type_t<A, B> T;
   return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
 }
+
+namespace nz {
+
+// Those of async.cuh. A prefetch is a read, so that it is seen where it goes.
+inline void copy16_async(void *shared, const uint8_t *from, uint32_t bytes, NZ_SITE) {
+  if (bytes > 16) emulator::misuse("a copy of more than 16 bytes", {file, line});
+  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+    emulator::misuse("a misaligned copy", {file, line});
+  emulator::Copies *const copies = emulator::copies();
+  const emulator::Copy copy = {shared, from, bytes, copies->groups};
+  if (emulator::is_early())
+    emulator::copy(copy);
+  else
+    copies->late.push_back(copy);
+}
+
+inline void commit_copies() { emulator::copies()->groups++; }
+
+template <int kLater>
+void wait_for_copies() {
+  emulator::Copies *const copies = emulator::copies();
+  size_t done = 0;
+  while (done < copies->late.size() && copies->late[done].group + kLater < copies->groups)
+    emulator::copy(copies->late[done++]);
+  copies->late.erase(copies->late.begin(), copies->late.begin() + static_cast<ptrdiff_t>(done));
+}
+
+inline uint32_t load_shared_u16(const void *shared, uint32_t offset) {
+  return *reinterpret_cast<const uint16_t *>(static_cast<const uint8_t *>(shared) + offset);
+}
+
+inline void prefetch(const uint8_t *at) { static_cast<void>(*static_cast<const volatile uint8_t *>(at)); }
+
+}  // namespace nz
 
 // Atomics order no other memory.
 template <typename T, typename V>
