@@ -24,10 +24,12 @@ def metadata() -> Bad:
         return container(original, tensors, frames, **changes)
 
     longer = str(len(original) + 1)
+    nested = safetensors(tensors, {"neuzip.size": "1"})
     return {
         "version_3": (changed(neuzip_version="3"), "unsupported", "§9: a later version"),
         "no_base64": (changed(neuzip_header="#"), "corrupt", "§7: no base64"),
         "no_zstd": (changed(neuzip_header="AAAA"), "corrupt", "§7: no zstd frame"),
+        "nested": (container(nested, tensors, frames), "corrupt", "§7: a container of a container"),
         "size": (changed(neuzip_size=longer), "corrupt", "§7: the original header does not cover the data"),
         "size_text": (changed(neuzip_size="0x10"), "corrupt", "§7: not a decimal"),
         "no_checksums": (changed(neuzip_checksums="#"), "corrupt", "§7: checksums that are no base64"),
@@ -70,49 +72,42 @@ def kept_files() -> Bad:
     """Containers of version 2."""
     tensors, frames = without_weight()
     original = safetensors(tensors, {"format": "pt"})
-    bare = safetensors(tensors, {})
-    whole = kept(original)
-    start, length = int.from_bytes(whole[:8], "little") + 8, len(original)
+    null = safetensors(tensors, {}).replace(b"{", b'{"__metadata__":null,', 1)
+    null = (int.from_bytes(null[:8], "little") + 20).to_bytes(8, "little") + null[8:]
+
+    def packed(**changes: str) -> bytes:
+        return kept(original, '{"format"', '{@,"format"', **changes)
+
+    whole = packed()
+    start, longer = int.from_bytes(whole[:8], "little") + 8, str(len(original) + 1)
+    # The length that the original would have if it had {} for its metadata
+    empty = kept(null, "null", "{@}", neuzip_size=str(len(null) - 2))
     return {
-        "kept_version_1": (kept(original, neuzip_version="1"), "corrupt", "§7: no original header"),
+        "kept_version_1": (packed(neuzip_version="1"), "corrupt", "§7: no original header"),
         "kept_of_version_1": (
             container(original, tensors, frames, neuzip_version="2"),
             "corrupt",
             "§7.1: frames",
         ),
         "kept_blank": (retext(whole, '"neuzip.size"', ' "neuzip.size"'), "corrupt", "§7.1: a blank"),
-        "kept_behind": (
-            retext(
-                kept(bare),
-                '{"__metadata__"',
-                '{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"__metadata__"',
-            ),
-            "corrupt",
-            "§7.1: not at the beginning",
-        ),
         "kept_header": (
             retext(whole, '"format"', '"neuzip.header":"","format"'),
             "corrupt",
-            "§7.1: other metadata",
+            "§7.1: metadata of version 1",
         ),
-        "kept_other": (
-            retext(whole, '"format"', '"neuzip.x":"","format"'),
+        "kept_form": (empty, "corrupt", "§7.1: the size of another row"),
+        "kept_form_none": (
+            packed(neuzip_size=str(len(original) - 17)),
             "corrupt",
-            "§7.1: other metadata",
+            "§7.1: the size of a row that is not there",
         ),
-        "kept_size": (kept(original, neuzip_size=str(length + 1)), "corrupt", "§7.1: another size"),
-        "kept_sha256": (kept(original, neuzip_sha256="0" * 64), "corrupt", "§7.1: another sha256"),
-        "kept_checksums_short": (kept(original, neuzip_checksums=""), "corrupt", "§7.1: too few checksums"),
-        "kept_checksums_long": (
-            kept(original, neuzip_checksums="A" * 16),
-            "corrupt",
-            "§7.1: too many checksums",
-        ),
-        "kept_checksums_wrong": (
-            kept(original, neuzip_checksums="AAAAAA=="),
-            "corrupt",
-            "§7.1: another checksum",
-        ),
+        "kept_size": (packed(neuzip_size=longer), "corrupt", "§7.1: another size"),
+        "kept_size_zero": (packed(neuzip_size="0" + longer), "corrupt", "§7.1: not a decimal"),
+        "kept_size_small": (packed(neuzip_size="0"), "corrupt", "§7.1: a size below the data's"),
+        "kept_sha256": (packed(neuzip_sha256="0" * 64), "corrupt", "§7.1: another sha256"),
+        "kept_checksums_short": (packed(neuzip_checksums=""), "corrupt", "§7.1: too few checksums"),
+        "kept_checksums_long": (packed(neuzip_checksums="A" * 16), "corrupt", "§7.1: too many checksums"),
+        "kept_checksums_wrong": (packed(neuzip_checksums="AAAAAA=="), "corrupt", "§7.1: another checksum"),
         "kept_data": (change(whole, start, whole[start] ^ 1), "corrupt", "§7.1: a byte is another"),
         "kept_cut": (whole[:-1], "truncated", "§7.1: the bytes end in the data"),
     }

@@ -373,8 +373,11 @@ def container(original: bytes, tensors: Tensors, frames: dict[str, bytes], **cha
     return safetensors({name: packed.get(name, row) for name, row in tensors.items()}, metadata)
 
 
-def kept(original: bytes, spaces: int = 3, **changes: str) -> bytes:
-    """A safetensors file as a container of version 2 (§7.1). `changes` replace metadata."""
+def kept(original: bytes, old: str, new: str, spaces: int = 3, **changes: str) -> bytes:
+    """A safetensors file as a container of version 2 (§7.1).
+
+    The first `old` of its header is replaced by `new`, which has @ for the insertion. `changes` replace metadata.
+    """
     length = 8 + int.from_bytes(original[:8], "little")
     text, data = original[8:length], original[length:]
     metadata = {
@@ -383,10 +386,6 @@ def kept(original: bytes, spaces: int = 3, **changes: str) -> bytes:
         "neuzip.sha256": hashlib.sha256(original).hexdigest(),
         "neuzip.checksums": checksums([data], 1 << 14),
     } | {key.replace("_", "."): value for key, value in changes.items()}
-    opening, end, rest = b'{"__metadata__":{', b"},", text[1:]
-    if b"__metadata__" in text:
-        at = text.index(b"{", 1) + 1
-        opening, end, rest = text[:at], b",", text[at:]
-    inserted = json.dumps(metadata, separators=(",", ":"))[1:-1].encode() + b" " * spaces
-    header = opening + inserted + end + rest
+    insertion = json.dumps(metadata, separators=(",", ":"))[1:-1] + " " * spaces
+    header = text.replace(old.encode(), new.replace("@", insertion).encode(), 1)
     return struct.pack("<Q", len(header)) + header + data

@@ -278,19 +278,45 @@ def containers() -> Vectors:
     rng = random.Random(6)
     tensors, frames = small_checkpoint(rng)
     original = safetensors(tensors, {"format": "pt", "note": "naïve"})
-    long = safetensors({"noise": ("U8", [40000], rng.randbytes(40000)), "odd": ("U8", [7], bytes(7))}, {})
-    text = b'{ "__metadata__" : {"by": "hand"},"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
-    blanks = struct.pack("<Q", len(text)) + text + b"\1\2"
     bare = safetensors({name: tensors[name] for name in ("mask", "none")}, {})
     return {
         "container": (container(original, tensors, frames), original),
         "container_plain": (container(bare, {name: tensors[name] for name in ("mask", "none")}, {}), bare),
-        "container_kept": (kept(bare), bare),
-        "container_kept_metadata": (kept(original, 0), original),
-        "container_kept_blanks": (kept(blanks), blanks),
-        "container_kept_blocks": (kept(long, 5), long),
         "container_no_tensors": (container(safetensors({}, {}), {}, {}), safetensors({}, {})),
     }
+
+
+def kept_files() -> Vectors:
+    """Containers of version 2: wherever a header has its metadata, and whatever they are (§7.1)."""
+    rng = random.Random(6)
+    tensors, _ = small_checkpoint(rng)
+    original = safetensors(tensors, {"format": "pt", "note": "naïve"})
+    long = safetensors({"noise": ("U8", [40000], rng.randbytes(40000)), "odd": ("U8", [7], bytes(7))}, {})
+    bare = safetensors({name: tensors[name] for name in ("mask", "none")}, {})
+    entries = ",".join(
+        f'"{name}":{{"dtype":"U8","shape":[1],"data_offsets":[{start},{start + 1}]}}'
+        for name, start in (("b", 1), ("a", 0))
+    )
+    by_hand = '{ "__metadata__" : {"by": "hand"},"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
+    behind = ',"__metadata_\\u005f": {"neuzip.x":"\\"}"}}'
+    rows = {
+        "blanks": (by_hand, '{"by"', '{@,"by"'),
+        "empty": ('{"__metadata__":{},' + entries + "}", "{}", "{@}"),
+        "empty_blanks": ("{" + entries + ', "__metadata__": {\n }}  ', "{\n }", "{\n @}"),
+        "nothing": (" { } ", "{", '{"__metadata__":{@}'),
+        "null": ('{"__metadata__": null, ' + entries + "}", "null", "{@}"),
+        "behind": (" \n{" + entries + behind, '{"neuzip.x', '{@,"neuzip.x'),
+    }
+    none = '{"__metadata__":{@},'
+    vectors = {
+        "container_kept": (kept(bare, "{", none), bare),
+        "container_kept_metadata": (kept(original, '{"format"', '{@,"format"', 0), original),
+        "container_kept_blocks": (kept(long, "{", none, 5), long),
+    }
+    for name, (text, old, new) in rows.items():
+        file = struct.pack("<Q", len(text)) + text.encode() + b"\1\2" * ("data_offsets" in text)
+        vectors[f"container_kept_{name}"] = kept(file, old, new), file
+    return vectors
 
 
 def small_checkpoint(rng: random.Random) -> tuple[Tensors, dict[str, bytes]]:
@@ -323,4 +349,4 @@ def good() -> Vectors:
     frames = {
         f"{name}.nzf": pair for part in (*bf16, wide(), narrow(), headers()) for name, pair in part.items()
     }
-    return frames | {f"{name}.nz.safetensors": pair for name, pair in containers().items()}
+    return frames | {f"{name}.nz.safetensors": pair for name, pair in (containers() | kept_files()).items()}

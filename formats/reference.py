@@ -42,13 +42,20 @@ MAGIC = b"NZFR"  # §5
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878: a zstd frame, not a skippable one
 FIXED_HEADER = struct.Struct("<4sBBBBHBBIQQQ")  # §5, up to `shape`
 HEADER_LIMIT = 100_000_000  # §7
+OWN_KEYS = {f"neuzip.{key}" for key in ("version", "header", "size", "sha256", "checksums")}  # §7
 KEPT_CHUNK = 1 << 20  # §7
 KEPT_BLOCK = 1 << 14  # §7.1
-KEPT_HEADER = re.compile(
-    rb'(?P<opening>\{[ \t\r\n]*"__metadata__"[ \t\r\n]*:[ \t\r\n]*\{[ \t\r\n]*)'
+KEPT_METADATA = re.compile(
     rb'"neuzip\.version":"2","neuzip\.size":"\d+","neuzip\.sha256":"[0-9a-f]{64}",'
-    rb'"neuzip\.checksums":"[A-Za-z0-9+/=]*" *(?P<end>\},|,)'
+    rb'"neuzip\.checksums":"[A-Za-z0-9+/=]*" *'
 )
+KEPT_FORMS = {  # §7.1: by what the header grows, what is before and behind, and the original's
+    18: (b'"__metadata__":{', b"},", b""),
+    17: (b'"__metadata__":{', b"}", b""),
+    -2: (b"{", b"}", b"null"),
+    0: (b"", b"", b""),
+    1: (b"", b",", b""),
+}
 
 
 @dataclass(frozen=True)
@@ -215,8 +222,12 @@ def is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 64
 
 
+def is_decimal(text: str) -> bool:
+    return text.isascii() and text.isdigit() and str(int(text)) == text
+
+
 def read_entry(name: str, row: Any) -> Member:
-    if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(row, dict) or not set(row) >= {"dtype", "shape", "data_offsets"}:
         raise Corrupt(f"{name}: not a safetensors entry (§7)")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
     lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
@@ -236,7 +247,8 @@ def read_safetensors_header(text: bytes, data_size: int) -> tuple[dict[str, Memb
         raise Corrupt(f"safetensors header: {error} (§7)") from error
     if not isinstance(rows, dict):
         raise Corrupt("safetensors header: not an object (§7)")
-    metadata = rows.pop("__metadata__", {})
+    metadata = rows.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise Corrupt("safetensors header: metadata that is not strings (§7)")
     entries = {name: read_entry(name, row) for name, row in rows.items()}
@@ -261,13 +273,15 @@ def read_original_header(metadata: dict[str, str]) -> tuple[bytes, dict[str, Mem
         size = metadata["neuzip.size"]
     except (KeyError, binascii.Error) as error:
         raise Corrupt(f"container metadata: {error!r} (§7)") from error
-    if not (size.isascii() and size.isdigit() and str(int(size)) == size):
+    if not is_decimal(size):
         raise Corrupt(f"neuzip.size is {size!r} (§7)")
     text = decompress_zstd(packed, HEADER_LIMIT)
     try:
-        entries, _ = read_safetensors_header(text, int(size) - 8 - len(text))
+        entries, theirs = read_safetensors_header(text, int(size) - 8 - len(text))
     except Truncated as error:  # the container itself is whole
         raise Corrupt(f"neuzip.size is too small: {error}") from error
+    if set(theirs) & OWN_KEYS:
+        raise Corrupt("the original header is that of a container (§7)")
     return text, entries, int(size)
 
 
@@ -284,16 +298,24 @@ def read_checksums(metadata: dict[str, str]) -> Iterator[int]:
 
 def decode_kept(text: bytes, data: bytes, metadata: dict[str, str]) -> bytes:
     """The original file of a container of version 2 (§7.1)."""
-    found = KEPT_HEADER.match(text)
-    ours = {key for key in metadata if key.startswith("neuzip.")}
-    if found is None or len(ours) != 4:
-        raise Corrupt("the header of a kept file does not begin as it has to (§7.1)")
-    opening = found["opening"] if found["end"] == b"," else b"{"
-    header = opening + text[found.end() :]
-    blocks = [data[start : start + KEPT_BLOCK] for start in range(0, len(data), KEPT_BLOCK)]
+    found, size = KEPT_METADATA.search(text), metadata.get("neuzip.size", "")
+    if found is None or "neuzip.header" in metadata or not is_decimal(size):
+        raise Corrupt("metadata that are not those of a kept file (§7.1)")
+    grown = 8 + len(text) + len(data) - len(found[0]) - int(size)
+    if grown not in KEPT_FORMS:
+        raise Corrupt(f"neuzip.size is {size}, which no form of the metadata has (§7.1)")
+    before, behind, instead = KEPT_FORMS[grown]
+    start, end = text[: found.start()], text[found.end() :]
+    if not (start.endswith(before) and end.startswith(behind)):
+        raise Corrupt("the metadata do not have the form that neuzip.size says (§7.1)")
+    header = start.removesuffix(before) + instead + end.removeprefix(behind)
+    blocks = [data[at : at + KEPT_BLOCK] for at in range(0, len(data), KEPT_BLOCK)]
     if [xxhash.xxh3_64_intdigest(block) & 0xFFFFFFFF for block in blocks] != list(read_checksums(metadata)):
         raise Corrupt("the data does not match its checksums (§7.1)")
-    return struct.pack("<Q", len(header)) + header + data
+    file = struct.pack("<Q", len(header)) + header + data
+    if hashlib.sha256(file).hexdigest() != metadata.get("neuzip.sha256"):
+        raise Corrupt("the restored file does not match neuzip.sha256 (§7.1)")
+    return file
 
 
 def decode_container(data: bytes) -> bytes:
@@ -307,13 +329,7 @@ def decode_container(data: bytes) -> bytes:
         raise Truncated("the bytes end inside the safetensors header")
     entries, metadata = read_safetensors_header(data[8 : 8 + length], len(data) - 8 - length)
     if metadata.get("neuzip.version") == "2":
-        file = decode_kept(data[8 : 8 + length], data[8 + length :], metadata)
-        if (
-            str(len(file)) != metadata["neuzip.size"]
-            or hashlib.sha256(file).hexdigest() != metadata["neuzip.sha256"]
-        ):
-            raise Corrupt("the restored file does not match neuzip.size or neuzip.sha256 (§7.1)")
-        return file
+        return decode_kept(data[8 : 8 + length], data[8 + length :], metadata)
     text, originals, size = read_original_header(metadata)
     if set(entries) != set(originals):
         raise Corrupt("container and original header list different names (§7)")

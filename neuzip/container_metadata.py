@@ -11,7 +11,8 @@ import zstandard
 from neuzip.digest import SHA256_DIGITS, is_sha256
 from neuzip.errors import CorruptFrame, UnsupportedFormat
 from neuzip.kept import BLOCK_BYTES, DataChecksums, TensorChecksums, tensor_places
-from neuzip.safetensors_header import HEADER_LIMIT, Entry, SafetensorsHeader, parse_header
+from neuzip.kept_header import insert_metadata, original_text
+from neuzip.safetensors_header import HEADER_LIMIT, LENGTH, Entry, SafetensorsHeader, parse_header
 
 VERSION = 1
 KEPT_VERSION = 2
@@ -27,14 +28,7 @@ _KEYS = (_VERSION_KEY, _HEADER_KEY, _SIZE_KEY, _SHA256_KEY, _CHECKSUMS_KEY)
 _HEADER_LEVEL = 9
 
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
-_PREFIX = "neuzip."
-_KEPT_KEYS = 4  # of metadata in version 2: all but the header
-_METADATA = b'{"__metadata__":{'
-_OPENING = re.compile(rb'\{[ \t\r\n]*"__metadata__"[ \t\r\n]*:[ \t\r\n]*\{[ \t\r\n]*')
-_KEPT = re.compile(
-    rb'"neuzip\.version":"2","neuzip\.size":"[0-9]+","neuzip\.sha256":"[0-9a-f]*",'
-    rb'"neuzip\.checksums":"[A-Za-z0-9+/=]*" *(},|,)'
-)
+_KEPT_KEYS = (_VERSION_KEY, _SIZE_KEY, _SHA256_KEY, _CHECKSUMS_KEY)
 
 
 def is_container(metadata: Mapping[str, str]) -> bool:
@@ -89,39 +83,24 @@ def _checksums(metadata: Mapping[str, str], count: int) -> memoryview:
 
 
 def kept_header(original: SafetensorsHeader, sha256: str, checksums: bytes) -> bytes | None:
-    """The header of a container of version 2 (§7.1); None for the rare original that has no place for what is inserted.
+    """The header of a container of version 2 (§7.1); None for an original that cannot be kept.
 
     checksums: those of the data's blocks.
     """
-    text, opening, lead, end = original.text, b"{", _METADATA, b"},"
-    found = _OPENING.match(text)
-    if found is not None and original.metadata:
-        opening, lead, end = found[0], found[0], b","
-    elif not original.entries or text[:1] != opening or b"__metadata__" in text or b"\\u" in text:
-        return None
-    items = (
-        (_VERSION_KEY, str(KEPT_VERSION)),
-        (_SIZE_KEY, str(original.file_size)),
-        (_SHA256_KEY, sha256),
-        (_CHECKSUMS_KEY, _base64(checksums)),
-    )
-    inserted = ",".join(f'"{key}":"{value}"' for key, value in items).encode()
-    lead += inserted
-    grown = len(lead) + len(end) - len(opening)
-    return lead + b" " * (-grown % 8) + end + text[len(opening) :]
+    values = (str(KEPT_VERSION), str(original.file_size), sha256, _base64(checksums))
+    items = (f'"{key}":"{value}"' for key, value in zip(_KEPT_KEYS, values, strict=True))
+    return insert_metadata(original, ",".join(items).encode())
 
 
 def kept_original(header: SafetensorsHeader) -> SafetensorsHeader:
     """The original's header of a container of version 2. Raises CorruptFrame."""
-    opening = _OPENING.match(header.text)
-    found = None if opening is None else _KEPT.match(header.text, opening.end())
-    metadata = {key: value for key, value in header.metadata.items() if not key.startswith(_PREFIX)}
-    if opening is None or found is None or len(header.metadata) - len(metadata) != _KEPT_KEYS:
-        raise CorruptFrame("the header of a kept file does not begin as it has to")
-    text = (opening[0] if found[1] == b"," else b"{") + header.text[found.end() :]
-    original = SafetensorsHeader(text, header.entries, metadata, header.data_size)
-    _check_size(header.metadata, original)
-    return original
+    ours = header.metadata.keys() & set(_KEYS)
+    if ours != set(_KEPT_KEYS):
+        raise CorruptFrame("the metadata of a kept file are not those of one")
+    length = _size(header.metadata) - LENGTH.size - header.data_size
+    text = original_text(header.text, length)
+    metadata = {key: value for key, value in header.metadata.items() if key not in ours}
+    return SafetensorsHeader(text, header.entries, metadata, header.data_size)
 
 
 def kept_checksums(header: SafetensorsHeader) -> DataChecksums:
@@ -157,14 +136,18 @@ def version(metadata: Mapping[str, str]) -> int:
 def original_header(metadata: Mapping[str, str]) -> SafetensorsHeader:
     """The original file's header, of version 1. Raises CorruptFrame, or UnsupportedFormat for a dtype not known."""
     original = parse_header(_expand_header(metadata.get(_HEADER_KEY, "")))
-    _check_size(metadata, original)
+    if is_container(original.metadata):
+        raise CorruptFrame("the original header is that of a container itself")
+    if _size(metadata) != original.file_size:
+        raise CorruptFrame(f"{_SIZE_KEY} is {_size(metadata)}; the original header says {original.file_size}")
     return original
 
 
-def _check_size(metadata: Mapping[str, str], original: SafetensorsHeader) -> None:
+def _size(metadata: Mapping[str, str]) -> int:
     size = metadata.get(_SIZE_KEY, "")
-    if not _DECIMAL.fullmatch(size) or int(size) != original.file_size:
-        raise CorruptFrame(f"{_SIZE_KEY} is {size[:20]!r}; the original header says {original.file_size}")
+    if not _DECIMAL.fullmatch(size):
+        raise CorruptFrame(f"{_SIZE_KEY} is missing or no number")
+    return int(size)
 
 
 def _expand_header(encoded: str) -> bytes:
