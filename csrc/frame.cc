@@ -196,6 +196,12 @@ nz_status decode_stored(const nz_frame &frame, const nz_decode_frame_job &job) {
   return NZ_OK;
 }
 
+// Whether a frame has the dtype and the shape that it is to have.
+bool is_of(const nz_frame &frame, const nz_decode_frame_job &job) {
+  return !job.shape || (frame.dtype == job.dtype && frame.ndim == job.ndim &&
+                        std::equal(frame.shape, frame.shape + frame.ndim, job.shape));
+}
+
 void decode_frames(nz_decode_frame_job *jobs, size_t count, int32_t threads) {
   std::vector<nz_decode_job> coded;
   std::vector<size_t> owner;
@@ -205,7 +211,7 @@ void decode_frames(nz_decode_frame_job *jobs, size_t count, int32_t threads) {
     job.status = meaning(read_header(job.src, job.size, true, &frame));
     if (job.status != NZ_OK) continue;
     if (frame.coding == kZstd) job.status = NZ_UNSUPPORTED;
-    if (job.capacity != frame.size) job.status = NZ_ARGUMENT;
+    if (job.capacity != frame.size || !is_of(frame, job)) job.status = NZ_ARGUMENT;
     if (job.status != NZ_OK) continue;
     if (frame.coding == kStored) {
       job.status = decode_stored(frame, job);

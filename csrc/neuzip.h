@@ -22,7 +22,7 @@ extern "C" {
 
 /* Raised whenever a signature or struct below changes; neuzip/_native.py refuses a library that answers
  * another. */
-#define NZ_ABI_VERSION 4
+#define NZ_ABI_VERSION 5
 
 typedef enum {
   NZ_OK = 0,
@@ -189,9 +189,12 @@ typedef struct {
   const uint8_t *src; /* the frame, `size` bytes */
   uint64_t size;
   uint8_t *dst;      /* out: its original bytes */
-  uint64_t capacity; /* of dst: exactly their number */
-  int32_t verify;    /* compare checksums */
-  int32_t status;    /* out: nz_status; NZ_UNSUPPORTED if the coding is zstd */
+  uint64_t capacity;     /* of dst: exactly their number */
+  const uint64_t *shape; /* ndim lengths, which the header has to state, and the dtype; or NULL: any will do */
+  int32_t ndim;
+  int32_t dtype;  /* code (spec §2) */
+  int32_t verify; /* compare checksums */
+  int32_t status; /* out: nz_status; NZ_UNSUPPORTED if the coding is zstd */
 } nz_decode_frame_job;
 
 /* Decodes all jobs with up to `threads` threads. Contents of dst are unspecified for a job that failed. */

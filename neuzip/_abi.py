@@ -6,7 +6,7 @@ import ctypes
 from enum import IntEnum
 from typing import Any
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 TABLE_CAPACITY = 160 * 1024
 MAX_SEGMENTS = 256
 SEGMENT_COUNTS = 1280
@@ -108,6 +108,9 @@ class DecodeFrameJob(ctypes.Structure):
         ("size", ctypes.c_uint64),
         ("dst", ctypes.c_void_p),
         ("capacity", ctypes.c_uint64),
+        ("shape", ctypes.c_void_p),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
         ("verify", ctypes.c_int32),
         ("status", ctypes.c_int32),
     ]

@@ -219,7 +219,16 @@ def decode_frames(items: Sequence[tuple[Bytes, Bytes]], verify: bool, threads: i
         job.src, job.size = address(frame), frame.nbytes
         job.dst, job.capacity = address(out), out.nbytes
         job.verify = verify
-    if not _LIBRARY.nz_decode_frames(jobs, len(items), threads):
+    return _decode_frames(jobs, threads)
+
+
+def decode_frame_jobs(jobs: bytearray, count: int, threads: int) -> list[int]:
+    """As :func:`decode_frames`, of ``nz_decode_frame_job``s that the caller has filled in."""
+    return _decode_frames(_array(DecodeFrameJob, count).from_buffer(jobs), threads)
+
+
+def _decode_frames(jobs: Any, threads: int) -> list[int]:
+    if not _LIBRARY.nz_decode_frames(jobs, len(jobs), threads):
         return []
     return [number for number, job in enumerate(jobs) if job.status]
 

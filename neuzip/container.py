@@ -24,6 +24,7 @@ from neuzip.container_metadata import (
 )
 from neuzip.errors import CorruptFrame, NeuzipError, TruncatedInput
 from neuzip.files import FileBytes, lazy_part
+from neuzip.frame_run import FramePlace, decode_run
 from neuzip.layouts import DTYPES
 from neuzip.safetensors_header import Entry, SafetensorsHeader, parse_file
 
@@ -206,33 +207,50 @@ class Container:
         """The original bytes of one of `batches`, in pieces. Lifetime and errors as for pieces."""
         name = batch[0].name
         if batch[0].size <= BATCH_BYTES:
-            yield self._decode_batch(batch, next(buffers), options)
+            out = next(buffers)[: batch[-1].end - batch[0].start]
+            self.decode_run(batch, out, options)
+            yield out
         elif self.is_frame(name):
             yield from self._decode_stream(name, buffers, options)
         else:
             for start in range(0, batch[0].size, BATCH_BYTES):
                 yield self.kept_bytes(name, start, min(start + BATCH_BYTES, batch[0].size))
 
-    def _decode_batch(self, batch: Sequence[Entry], buffer: memoryview, options: Options) -> memoryview:
-        base = batch[0].start
-        out = buffer[: batch[-1].end - base]
-        frames, kept_here = [], []
-        for entry in batch:
+    def decode_run(self, run: Sequence[Entry], out: memoryview, options: Options) -> None:
+        """Writes the original bytes of tensors that lie one behind the other to `out`, which has room for just them.
+
+        run: entries of the original. Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
+        """
+        here = [self.header.entries[entry.name] for entry in run]
+        base, there = run[0].start, here[0].start
+        places, kept_here = [], []
+        for entry, held in zip(run, here, strict=True):
             if self.is_frame(entry.name):
-                self.frame_header(entry.name)
-                frames.append((entry.name, out[entry.start - base : entry.end - base]))
+                name, dtype, shape, start, end = entry
+                places.append(
+                    FramePlace(held.start - there, held.size, start - base, end - start, dtype, shape)
+                )
             else:
-                kept_here.append(self.header.entries[entry.name])
-        for run in kept.runs(kept_here, BATCH_BYTES):
-            start = self.original.entries[run[0].name].start - base
-            out[start : start + run[-1].end - run[0].start] = self.kept_run(run)
-        names = [name for name, _ in frames]
+                kept_here.append(held)
+        for piece in kept.runs(kept_here, BATCH_BYTES):
+            start = self.original.entries[piece[0].name].start - base
+            out[start : start + piece[-1].end - piece[0].start] = self.kept_run(piece, verify=options.verify)
+        if not places:
+            return
+        left = decode_run(self._data(here[0], there, here[-1].end), out, places, options)
+        framed = [entry for entry in run if self.is_frame(entry.name)] if left else []
+        self._decode_others([framed[number] for number in left], out, base, options)
+
+    def _decode_others(self, entries: Sequence[Entry], out: memoryview, base: int, options: Options) -> None:
+        """Decodes frames of coding zstd, and says of others what is wrong."""
+        for entry in entries:
+            self.frame_header(entry.name)
+        items = [(self.data(entry.name), out[entry.start - base : entry.end - base]) for entry in entries]
         try:
-            frame.decode_many([(self.data(name), target) for name, target in frames], options, names)
+            frame.decode_many(items, options, [entry.name for entry in entries])
         except NeuzipError as error:
             error.at(file=self.path)
             raise
-        return out
 
     def _decode_stream(
         self, name: str, buffers: Iterator[memoryview], options: Options
@@ -297,7 +315,7 @@ def _uncompressed(header: SafetensorsHeader, original: SafetensorsHeader) -> lis
     plain = []
     for name, theirs in original.entries.items():
         ours = header.entries[name]
-        if (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape):
+        if ours.dtype is theirs.dtype and ours.shape == theirs.shape:
             plain.append(theirs)
         elif ours.dtype != _U8 or len(ours.shape) != 1:
             raise CorruptFrame(

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from neuzip import frame, kept
+from neuzip import _system, frame, kept
 from neuzip.codec import Options
 from neuzip.collector import paused_collector
 from neuzip.container import BATCH_BYTES, Container, Entry
@@ -33,6 +33,10 @@ _BACKENDS = {"mmap": "mmap", "pread": "read", None: None}
 
 # Original bytes decoded at a time: enough for any number of threads, and all that is held beside the tensors.
 _BATCH_BYTES = 64 << 20
+# Tensors up to so many bytes are decoded together and then copied apart, which costs less than asking for the address
+# of each one's own memory. Runs of them stay in the cache until they are.
+_SMALL = 1 << 16
+_RUN_BYTES = 1 << 20
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -143,21 +147,47 @@ def read_tensors(
     """
     tensors: dict[str, Any] = dict.fromkeys(names)
     with paused_collector():
-        here = container.header.entries
-        for run in kept.runs([here[name] for name in names if not container.is_frame(name)], BATCH_BYTES):
+        entries = [container.entries[name] for name in names]
+        small = [entry for entry in entries if entry.size <= _SMALL]
+        large = [entry for entry in entries if entry.size > _SMALL]
+        room = _system.room(min(_RUN_BYTES, sum(entry.size for entry in small)))
+        for run in kept.runs(small, _RUN_BYTES):
+            if any(container.is_frame(entry.name) for entry in run):
+                _read_small(container, run, room, framework, options, tensors)
+            else:
+                _read_kept(container, run, framework, options, tensors)
+        for run in kept.runs([e for e in large if not container.is_frame(e.name)], BATCH_BYTES):
             _read_kept(container, run, framework, options, tensors)
         frames: list[tuple[str, Bytes]] = []
-        for name in names:
-            if container.is_frame(name):
-                shape = _native_shape(container, name, framework)
-                tensors[name] = blank = _blank(container, name, framework, shape, framed=True)
-                frames.append((name, framework.memory(blank)))
+        framed = [entry for entry in large if container.is_frame(entry.name)]
+        for name, _, _, _, _ in framed:
+            shape = _native_shape(container, name, framework)
+            tensors[name] = blank = _blank(container, name, framework, shape, framed=True)
+            frames.append((name, framework.memory(blank)))
         _decode_frames(container, frames, options)
-        entries = container.entries
-        for name, _ in frames:
-            dtype, shape = entries[name].dtype, _native_shape(container, name, framework)
-            tensors[name] = framework.finish(tensors[name], dtype, shape)
+        for name, dtype, _, _, _ in framed:
+            tensors[name] = framework.finish(tensors[name], dtype, _native_shape(container, name, framework))
     return tensors
+
+
+def _read_small(
+    container: Container,
+    run: Sequence[Entry],
+    room: memoryview,
+    framework: Framework,
+    options: Options,
+    tensors: dict[str, Any],
+) -> None:
+    """Reads tensors that lie one behind the other, some of them frames, to `room`, and copies each to its memory."""
+    base, name = run[0].start, run[0].name
+    data = room[: run[-1].end - base]
+    container.decode_run(run, data, options)
+    try:
+        for name, dtype, shape, start, end in run:
+            tensors[name] = framework.copied(data[start - base : end - base], dtype, shape)
+    except NeuzipError as error:
+        raise error.at(file=container.path, tensor=name) from None
+    container.forget()
 
 
 def _read_kept(
@@ -167,7 +197,8 @@ def _read_kept(
     options: Options,
     tensors: dict[str, Any],
 ) -> None:
-    """Reads uncompressed tensors that lie one behind the other."""
+    """Reads uncompressed tensors that lie one behind the other. run: entries of the original."""
+    run = [container.header.entries[entry.name] for entry in run]
     first, name = run[0], run[0].name
     try:
         if first.size > BATCH_BYTES:

@@ -22,8 +22,7 @@ _FRAMES_ONLY = frozenset({"C128"})
 _BY_NAME = {name: dtype for name, dtype in DTYPES.items() if name not in _FRAMES_ONLY}
 _INT = frozenset({int})  # and not bool, which is an int to Python
 _FEW = 8  # dimensions, whose product is soon made
-_KEYS = 3  # of an entry: dtype, shape, data_offsets
-_STRINGS = 1 + _KEYS + 1  # of an entry: its name, its keys and its dtype's name
+_STRINGS = 1 + 3 + 1  # of an entry: its name, its keys and its dtype's name
 _quote = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # Sizes and offsets are u64 in the format. The bound also keeps products of hostile shapes small.
 _U64_LIMIT = 1 << 64
@@ -207,22 +206,17 @@ def _metadata(value: Any) -> dict[str, str]:
 
 def _quick_entry(name: str, value: Any) -> Entry | None:
     """An entry that is as it has to be; None for one that has to be looked at more closely."""
-    if type(value) is not dict or len(value) != _KEYS:
+    try:
+        dtype, shape, (start, end) = _BY_NAME[value["dtype"]], value["shape"], value["data_offsets"]
+    except (KeyError, TypeError, ValueError):
         return None
-    spelled, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
-    dtype = _BY_NAME.get(spelled) if type(spelled) is str else None
-    if dtype is None or type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
+    if type(start) is not int or type(end) is not int or type(shape) is not list or len(shape) > _FEW:
         return None
-    if len(shape) > _FEW:
+    if not _INT.issuperset(map(type, shape)) or (shape and min(shape) <= 0):
         return None
-    start, end = offsets
-    if not _INT.issuperset(map(type, shape)) or type(start) is not int or type(end) is not int:
+    if not 0 <= start <= end < _U64_LIMIT or math.prod(shape) * dtype.bits != 8 * (end - start):
         return None
-    if not 0 <= start <= end < _U64_LIMIT or (shape and not 0 < min(shape) <= max(shape) < _U64_LIMIT):
-        return None
-    if math.prod(shape) * dtype.bits != 8 * (end - start):
-        return None
-    return Entry(name, dtype, tuple(shape), start, end)
+    return tuple.__new__(Entry, (name, dtype, tuple(shape), start, end))
 
 
 def _entry(name: str, value: Any) -> Entry:
