@@ -240,9 +240,11 @@ bool may_compress(const uint8_t *plane, size_t n) {
   Histogram sample = {};
   add_histogram(plane, n, 64, n >= 8192 ? 512 : 64, sample);
   uint64_t total = 0, bits = 0;
+  const Log2 log2;
   for (uint32_t c : sample) total += c;
+  const uint32_t log_total = log2(static_cast<uint32_t>(total));
   for (uint32_t c : sample)
-    if (c) bits += c * uint64_t{log2_q16(static_cast<uint32_t>(total)) - log2_q16(c)};
+    if (c) bits += c * uint64_t{log_total - log2(c)};
   // A sample of uniform bytes looks up to 256 / 2 ln 2 bits short of 8 a byte; 3 % covers that and the table.
   return (bits >> 16) < total * 8 * 97 / 100;
 }

@@ -9,21 +9,34 @@
 
 namespace nz {
 
+// Counts bytes that come in pieces.
+class ByteCounter {
+ public:
+  void add(const uint8_t *bytes, size_t n) {
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+      part_[0][bytes[i]]++;
+      part_[1][bytes[i + 1]]++;
+      part_[2][bytes[i + 2]]++;
+      part_[3][bytes[i + 3]]++;
+    }
+    for (; i < n; i++) part_[0][bytes[i]]++;
+  }
+
+  // What was counted is added to a histogram.
+  void add_to(Histogram &histogram) const {
+    for (int s = 0; s < 256; s++) histogram[s] += part_[0][s] + part_[1][s] + part_[2][s] + part_[3][s];
+  }
+
+ private:
+  uint32_t part_[4][256] = {};
+};
+
 // Adds every byte of each block of `block` bytes, a block every `stride` bytes.
 inline void add_histogram(const uint8_t *bytes, size_t n, size_t block, size_t stride, Histogram &histogram) {
-  uint32_t part[4][256] = {};
-  for (size_t at = 0; at < n; at += stride) {
-    const size_t end = at + block < n ? at + block : n;
-    size_t i = at;
-    for (; i + 4 <= end; i += 4) {
-      part[0][bytes[i]]++;
-      part[1][bytes[i + 1]]++;
-      part[2][bytes[i + 2]]++;
-      part[3][bytes[i + 3]]++;
-    }
-    for (; i < end; i++) part[0][bytes[i]]++;
-  }
-  for (int s = 0; s < 256; s++) histogram[s] += part[0][s] + part[1][s] + part[2][s] + part[3][s];
+  ByteCounter counter;
+  for (size_t at = 0; at < n; at += stride) counter.add(bytes + at, at + block < n ? block : n - at);
+  counter.add_to(histogram);
 }
 
 inline void full_histogram(const uint8_t *bytes, size_t n, Histogram &histogram) {

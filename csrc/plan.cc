@@ -39,6 +39,7 @@ void take_sample(const Layout &layout, bool heads, const uint8_t *src, const Seg
   for (int p = 0; p < kMaxWidth; p++) planes[p] = storage[p];
   const Split split = kernels().split[layout.rotate][log2_width(layout.width)];
   const uint64_t blocks = (segment.units + kBlock - 1) / kBlock, width = static_cast<uint64_t>(layout.width);
+  ByteCounter counter;
   const auto place = [&](uint64_t b) { return b * blocks / segment.taken * kBlock; };
   for (uint64_t b = 0; b < segment.taken; b++) {
     const uint64_t at = place(b), n = std::min(kBlock, segment.units - at);
@@ -47,20 +48,22 @@ void take_sample(const Layout &layout, bool heads, const uint8_t *src, const Seg
       for (uint64_t i = 0; i < kBlock * width; i += 64)
         __builtin_prefetch(src + place(b + kAhead) * width + i);
     split(src + at * width, planes, n);
-    for (uint64_t i = 0; i < n; i++) sample->plane0[storage[0][i]]++;
+    counter.add(storage[0], n);
     if (heads)
       for (uint64_t i = 0; i < n; i++) sample->head[storage[0][i] << 2 | storage[1][i] >> 6]++;
     sample->units += n;
   }
+  counter.add_to(sample->plane0);
 }
 
 // Bits of the histogram's symbols at their order-0 entropy.
 uint64_t entropy_bits(const Histogram &histogram) {
   uint64_t total = 0, bits = 0;
+  const Log2 log2;
   for (uint32_t c : histogram) total += c;
-  const uint32_t log_total = total ? log2_q16(static_cast<uint32_t>(total)) : 0;
+  const uint32_t log_total = total ? log2(static_cast<uint32_t>(total)) : 0;
   for (uint32_t c : histogram)
-    if (c) bits += uint64_t{c} * (log_total - log2_q16(c));
+    if (c) bits += uint64_t{c} * (log_total - log2(c));
   return bits >> 16;
 }
 
@@ -73,6 +76,12 @@ uint64_t table_price(TableKind kind, const Histogram &histogram, uint64_t sample
   const bool rank = kind == TableKind::kRank;
   const uint64_t bytes = kEntryHeader + (rank ? kRankTableBytes : kByteTableHeader + 2 * symbols);
   return 8 * bytes * sampled / units + (rank ? 2 : 4) * symbols;
+}
+
+Sample together(const std::vector<Sample> &samples) {
+  Sample all = {};
+  for (const Sample &s : samples) all.add(s);
+  return all;
 }
 
 // Joins neighbouring segments whose statistics are too alike for a table each to pay.
@@ -127,15 +136,18 @@ Candidate make_candidate(TableKind kind, const Layout &layout, int32_t level, co
   return c;
 }
 
+// A kind of table, and the table of that kind for all segments together.
+struct Choice {
+  TableKind kind = TableKind::kNone;
+  Candidate table;
+};
+
 // The kind of table the whole tensor is coded with; kNone if none saves enough to make up for itself and for
 // the states of every chunk's stream.
-TableKind choose_kind(const Layout &layout, int32_t level, int chunk_log2, const std::vector<Sample> &samples,
-                      uint64_t units) {
-  Sample all = {};
-  for (const Sample &s : samples) all.add(s);
+Choice choose_kind(const Layout &layout, int32_t level, int chunk_log2, const Sample &all, uint64_t units) {
   const bool max = level == NZ_LEVEL_MAX;
   const uint64_t bits = all.units * (layout.width > 1 ? 16 : 8);
-  TableKind best = TableKind::kNone;
+  Choice best;
   uint64_t best_cost = bits - bits / 200;
   const uint64_t states =
       (((units - 1) >> chunk_log2) + 1) * (kStateBytes - (layout.width > 1 ? kPayloadBytes : 0));
@@ -144,12 +156,13 @@ TableKind choose_kind(const Layout &layout, int32_t level, int chunk_log2, const
     // The sample's cost, and its share of what the tensor pays once.
     const uint64_t cost = c.cost + 8 * (states + kEntryHeader + c.size) * all.units / units;
     if (!c.size || cost + margin >= best_cost) return;
-    best = kind;
+    best.kind = kind;
+    best.table = c;
     best_cost = cost;
   };
   consider(TableKind::kRank, 0);
   // Ranks decode fastest, so another table has to be worth it.
-  consider(TableKind::kByte, best == TableKind::kNone || max ? 0 : bits / 500);
+  consider(TableKind::kByte, best.kind == TableKind::kNone || max ? 0 : bits / 500);
   if (max && layout.joint) consider(TableKind::kJoint, 0);
   return best;
 }
@@ -158,13 +171,15 @@ TableKind choose_kind(const Layout &layout, int32_t level, int chunk_log2, const
 int32_t plan_samples(const Layout &layout, int32_t level, int chunk_log2, std::vector<Sample> samples,
                      uint64_t units, uint8_t *blob) {
   if (samples.empty()) return 0;
-  const TableKind kind = choose_kind(layout, level, chunk_log2, samples, units);
+  const bool one = samples.size() == 1;
+  const Choice choice = choose_kind(layout, level, chunk_log2, one ? samples[0] : together(samples), units);
+  const TableKind kind = choice.kind;
   if (kind == TableKind::kNone) return 0;
-  samples = merge_segments(samples, kind, units);
+  if (!one) samples = merge_segments(samples, kind, units);
   size_t at = kBlobHeader;
   uint16_t count = 0;
   for (const Sample &sample : samples) {
-    const Candidate c = make_candidate(kind, layout, level, sample);
+    const Candidate c = one ? choice.table : make_candidate(kind, layout, level, sample);
     if (!c.size) continue;  // a constant segment: a neighbour's table will do
     std::memset(blob + at, 0, kEntryHeader);
     store_u32(blob + at, count ? static_cast<uint32_t>(sample.first_chunk) : 0);
@@ -206,7 +221,7 @@ int32_t plan(const Layout &layout, int32_t level, int chunk_log2, const uint8_t 
   const bool heads = level == NZ_LEVEL_MAX && layout.joint;
   std::vector<Sample> samples;
   for (const Segment &segment : segments(layout, chunk_log2, units)) {
-    samples.push_back({});
+    samples.emplace_back();
     samples.back().first_chunk = segment.first >> chunk_log2;
     const uint64_t at = segment.first * static_cast<uint64_t>(layout.width);
     take_sample(layout, heads, src + at, segment, &samples.back());

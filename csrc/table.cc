@@ -32,13 +32,18 @@ bool share_out(const uint32_t *count, size_t n, uint32_t total, uint32_t least, 
     share[i] = static_cast<Share>(std::clamp<uint64_t>(ideal, least, most));
     left -= share[i];
   }
+  if (left == 0) return true;
+  // What is left keeps its sign.
+  const auto worth_of = [&](size_t i) {
+    return left > 0 ? worth(count[i], share[i]) : worth(count[i], share[i] - 1u);
+  };
+  uint64_t worths[256];
+  for (size_t i = 0; i < n; i++) worths[i] = worth_of(i);
   while (left != 0) {
     size_t best = n;
-    uint64_t best_worth = 0;
     for (size_t i = 0; i < n; i++) {
       if (left > 0 ? share[i] >= most : share[i] <= least) continue;
-      const uint64_t w = left > 0 ? worth(count[i], share[i]) : worth(count[i], share[i] - 1);
-      if (best == n || (left > 0 ? w > best_worth : w < best_worth)) best = i, best_worth = w;
+      if (best == n || (left > 0 ? worths[i] > worths[best] : worths[i] < worths[best])) best = i;
     }
     // Large remainders come from many shares raised to `least`; taking them from the best share in steps is
     // as good.
@@ -46,6 +51,7 @@ bool share_out(const uint32_t *count, size_t n, uint32_t total, uint32_t least, 
     const int64_t stride = std::min({std::abs(left), room, std::max<int64_t>(1, share[best] / 32)});
     share[best] = static_cast<Share>(share[best] + (left > 0 ? stride : -stride));
     left += left > 0 ? -stride : stride;
+    worths[best] = worth_of(best);
   }
   return true;
 }
@@ -87,20 +93,20 @@ bool weigh(const Ranked &ranked, size_t main, size_t narrow, uint8_t *weight) {
   if (narrow && all)
     narrow_units = static_cast<uint32_t>(std::clamp<uint64_t>((thin * 256 + all / 2) / all, narrow, 3));
   return share_out(ranked.count, wide, kMainUnits - narrow_units, kBucketUnits, 255, weight) &&
-         (!narrow || share_out(ranked.count + wide, narrow, narrow_units, 1, 3, weight + wide)) &&
-         share_out(ranked.count + main, ranked.n - main, kFineUnits, 1, 16, weight + main);
+         (!narrow || share_out(ranked.count + wide, narrow, narrow_units, 1, 3, weight + wide));
 }
 
 uint64_t rank_cost(const Ranked &ranked, size_t main, const uint8_t *weight) {
+  const Log2 log2;
   uint64_t cost = ranked.left_out * kPatchBits << 16;
   for (size_t i = 0; i < ranked.n; i++)
-    cost += ranked.count[i] * uint64_t{(16u << 16) - log2_q16(weight[i] * (i < main ? 256u : 16u))};
+    cost += ranked.count[i] * uint64_t{(16u << 16) - log2(weight[i] * (i < main ? 256u : 16u))};
   return cost >> 16;
 }
 
 }  // namespace
 
-uint32_t log2_q16(uint32_t value) {
+const uint32_t *Log2::table() {
   static const auto table = [] {
     std::array<uint32_t, 4097> t{};
     for (uint32_t v = 1; v <= 4096; v++) {
@@ -117,9 +123,7 @@ uint32_t log2_q16(uint32_t value) {
     }
     return t;
   }();
-  uint32_t shift = 0;
-  while (value > 4096) value >>= 1, shift++;
-  return table[value] + (shift << 16);
+  return table.data();
 }
 
 size_t plan_rank_table(const Histogram &histogram, uint8_t *bytes, uint64_t *cost) {
@@ -133,8 +137,9 @@ size_t plan_rank_table(const Histogram &histogram, uint8_t *bytes, uint64_t *cos
     tail -= ranked.count[main - 1];
     // The fine ranks have 1/256 of the slots: a tail far above it is squeezed, far below it wastes them.
     if (tail * 64 > all && main + 1 < ranked.n) continue;
+    uint8_t weight[kMaxRanks] = {};
+    if (!share_out(ranked.count + main, ranked.n - main, kFineUnits, 1, 16, weight + main)) continue;
     for (size_t narrow = 0; narrow <= 3 && narrow < main; narrow++) {
-      uint8_t weight[kMaxRanks] = {};
       if (!weigh(ranked, main, narrow, weight)) continue;
       const uint64_t c = rank_cost(ranked, main, weight);
       if (c >= best) continue;
@@ -220,10 +225,11 @@ size_t plan_byte_table(const Histogram &histogram, int bits, uint8_t *bytes, uin
   share_out(count, n, 1u << bits, 1, 4095, share);
   bytes[0] = static_cast<uint8_t>(bits);
   store_u16(bytes + 2, static_cast<uint16_t>(n));
+  const Log2 log2;
   uint64_t total = 0;
   for (size_t i = 0; i < n; i++) {
     store_u16(bytes + kByteTableHeader + 2 * i, share[i]);
-    total += count[i] * uint64_t{(static_cast<uint32_t>(bits) << 16) - log2_q16(share[i])};
+    total += count[i] * uint64_t{(static_cast<uint32_t>(bits) << 16) - log2(share[i])};
   }
   *cost = total >> 16;
   return kByteTableHeader + 2 * n;

@@ -55,9 +55,20 @@ bool read_byte_table(const uint8_t *bytes, size_t size, ByteTable *table, size_t
 size_t plan_rank_table(const Histogram &histogram, uint8_t *bytes, uint64_t *cost);
 size_t plan_byte_table(const Histogram &histogram, int bits, uint8_t *bytes, uint64_t *cost);
 
-// log2(value) · 2^16, rounded down, for 1 ≤ value ≤ 65536. Integers, so that every machine makes the same
-// tables.
-uint32_t log2_q16(uint32_t value);
+// log2(value) · 2^16, rounded down, for value ≥ 1; of values above 4096 only the highest twelve bits count.
+// Integers, so that every machine makes the same tables.
+class Log2 {
+ public:
+  uint32_t operator()(uint32_t value) const {
+    uint32_t shift = 0;
+    while (value > 4096) value >>= 1, shift++;
+    return table_[value] + (shift << 16);
+  }
+
+ private:
+  static const uint32_t *table();
+  const uint32_t *const table_ = table();
+};
 
 }  // namespace nz
 

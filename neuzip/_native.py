@@ -243,16 +243,34 @@ def encode_frames(
     for job, (data, dtype, shape) in zip(jobs, tensors, strict=True):
         lengths = _array(ctypes.c_uint64, len(shape))(*shape)
         kept.append(lengths)
-        builder = BytesBuilder(_LIBRARY.nz_frame_bound(dtype, len(shape), data.nbytes, chunk_log2))
+        builder = BytesBuilder(frame_bound(dtype, len(shape), data.nbytes, chunk_log2))
         builders.append(builder)
         job.src, job.size = address(data), data.nbytes
         job.shape, job.ndim = ctypes.addressof(lengths), len(shape)
         job.dtype, job.level, job.chunk_log2 = dtype, level, chunk_log2
         job.dst, job.capacity = builder.address, builder.capacity
-    status = _LIBRARY.nz_encode_frames(jobs, len(tensors), threads)
+    _encode_frames(jobs, threads)
+    return [builder.finish(job.written) for builder, job in zip(builders, jobs, strict=True)]
+
+
+def encode_frame_jobs(jobs: bytearray, count: int, threads: int) -> list[int]:
+    """The bytes of each frame of ``nz_encode_frame_job``s that the caller has filled in."""
+    array = _array(EncodeFrameJob, count).from_buffer(jobs)
+    _encode_frames(array, threads)
+    step, at = ctypes.sizeof(EncodeFrameJob) // 8, EncodeFrameJob.written.offset // 8
+    return memoryview(jobs).cast("Q")[at::step].tolist()
+
+
+def _encode_frames(jobs: Any, threads: int) -> None:
+    status = _LIBRARY.nz_encode_frames(jobs, len(jobs), threads)
     if status:
         raise _error(status)
-    return [builder.finish(job.written) for builder, job in zip(builders, jobs, strict=True)]
+
+
+@lru_cache(maxsize=1024)
+def frame_bound(dtype: int, ndim: int, size: int, chunk_log2: int) -> int:
+    """Upper bound of the bytes of a frame of ``size`` original bytes."""
+    return int(_LIBRARY.nz_frame_bound(dtype, ndim, size, chunk_log2))
 
 
 def is_fixed(address: int, size: int) -> bool:

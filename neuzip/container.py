@@ -226,7 +226,7 @@ class Container:
         places, kept_here = [], []
         for entry, held in zip(run, here, strict=True):
             if self.is_frame(entry.name):
-                name, dtype, shape, start, end = entry
+                _, dtype, shape, start, end = entry
                 places.append(
                     FramePlace(held.start - there, held.size, start - base, end - start, dtype, shape)
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any, BinaryIO, Protocol
 
 from neuzip import _native, frame, kept
@@ -13,6 +13,7 @@ from neuzip.container import BATCH_BYTES, batches
 from neuzip.container_metadata import checksums_bound, complete_metadata, container_metadata, kept_header
 from neuzip.digest import SHA256_DIGITS, Digest
 from neuzip.errors import InvalidArgument, UnsupportedFormat
+from neuzip.frame_run import RunEncoder, TensorPlace
 from neuzip.layouts import DTYPES
 from neuzip.safetensors_header import HEADER_LIMIT, LENGTH, Entry, SafetensorsHeader, format_header
 from neuzip.tables import plan_pieces
@@ -143,11 +144,13 @@ def _write_frames(
     with Digest() as digest:
         digest.update([memoryview(source.original.prefix)])
         advance(source.original.data_start)
-        entries, sums = _write_data(source, wanted, out, options, digest, advance)
+        with paused_collector():
+            entries, sums = _write_data(source, wanted, out, options, digest, advance)
         sha256 = digest.hexdigest()
     end = out.tell()
     out.truncate()
     text = format_header(complete_metadata(metadata, sha256, sums), entries, length)
+    assert len(text) == length
     _write_header(out, text)
     out.seek(end)
     return sha256
@@ -167,16 +170,17 @@ def _write_data(
     entries: list[Entry] = []
     sums = bytearray()
     position = 0
+    encoder = RunEncoder(options)
     for batch in batches(source.original.entries.values()):
         if batch[0].size > BATCH_BYTES and batch[0].name in wanted:
             written = [_write_stream(source, batch[0], out, options, digest, sums, advance)]
         else:
-            with paused_collector():
-                written = _write_batch(source, wanted, batch, out, options, digest, sums)
+            written = _write_batch(source, wanted, batch, out, encoder, options, digest, sums)
             advance(batch[-1].end - batch[0].start)
-        for entry, size in zip(batch, written, strict=True):
-            dtype, shape = (entry.dtype, entry.shape) if size == entry.size else (_U8, (size,))
-            entries.append(Entry(entry.name, dtype, shape, position, position + size))
+        for (name, dtype, shape, start, end), size in zip(batch, written, strict=True):
+            if size != end - start:
+                dtype, shape = _U8, (size,)
+            entries.append(Entry(name, dtype, shape, position, position + size))
             position += size
     return entries, bytes(sums)
 
@@ -186,6 +190,7 @@ def _write_batch(
     wanted: Set[str],
     batch: list[Entry],
     out: BinaryIO,
+    encoder: RunEncoder,
     options: Options,
     digest: Digest,
     sums: bytearray,
@@ -194,22 +199,48 @@ def _write_batch(
     data = source.read(batch)
     digest.update([data])
     base = batch[0].start
-    tensors = [data[entry.start - base : entry.end - base] for entry in batch]
-    ready = [_ready_frame(source, entry.name, wanted) for entry in batch]
-    encode = [r is None and entry.name in wanted for r, entry in zip(ready, batch, strict=True)]
-    items = [(d, e.dtype, e.shape) for d, e, needed in zip(tensors, batch, encode, strict=True) if needed]
-    frames = iter(frame.encode_many(items, options))
-    sizes, plain = [], []
-    for entry, tensor, held, needed in zip(batch, tensors, ready, encode, strict=True):
-        coded = next(frames) if needed else held or tensor
-        smaller = coded if len(coded) < len(tensor) else tensor
-        if smaller is tensor:
+    parts: list[memoryview | bytes] = []
+    plain = []
+    for entry, coded in zip(batch, _frames(source, wanted, batch, data, encoder, options), strict=True):
+        size = entry.end - entry.start
+        if coded is None or len(coded) >= size:
+            coded = data[entry.start - base : entry.end - base]
             plain.append(entry)
-        out.write(smaller)
-        sizes.append(len(smaller))
+        parts.append(coded)
+    out.writelines(parts)
     for run in kept.runs(plain, BATCH_BYTES):
         sums += kept.checksums32(data[run[0].start - base : run[-1].end - base], kept.tensor_sizes(run))
-    return sizes
+    return list(map(len, parts))
+
+
+def _frames(
+    source: PlainFile,
+    wanted: Set[str],
+    batch: list[Entry],
+    data: memoryview,
+    encoder: RunEncoder,
+    options: Options,
+) -> Sequence[memoryview | bytes | None]:
+    """The frame of each tensor of a batch that is to have one; valid until the encoder's next call."""
+    base = batch[0].start
+    frames: list[memoryview | bytes | None] = [_ready_frame(source, entry.name, wanted) for entry in batch]
+    floats, others = [], []
+    for number, (frame_there, entry) in enumerate(zip(frames, batch, strict=True)):
+        if frame_there is None and entry.name in wanted:
+            (floats if entry.dtype.layout.planes else others).append(number)
+    places = [
+        TensorPlace(start - base, end - start, dtype, shape)
+        for _, dtype, shape, start, end in map(batch.__getitem__, floats)
+    ]
+    for number, coded in zip(floats, encoder.encode(data, places), strict=True):
+        frames[number] = coded
+    items = [
+        (data[start - base : end - base], dtype, shape)
+        for _, dtype, shape, start, end in map(batch.__getitem__, others)
+    ]
+    for number, packed in zip(others, frame.encode_many(items, options), strict=True):
+        frames[number] = packed
+    return frames
 
 
 def _write_stream(
@@ -270,18 +301,15 @@ def _slices(data: Any, size: int | None = None) -> Iterator[memoryview]:
 
 def _header_bound(original: SafetensorsHeader, metadata: dict[str, str]) -> int:
     """Bytes that suffice for the container's header: every frame is smaller than its tensor, every offset at
-    most the original's. A multiple of 8, so that frames are aligned where the tensors before them are."""
+    most the original's. A multiple of 8, so that frames are aligned where the tensors before them are.
+
+    "U8" and a frame's bytes are no longer than a tensor's dtype and shape: the product of the extents, times the bytes
+    of an element, has at most one digit more than they, and then the dtype's name is longer.
+    """
     entries = original.entries.values()
-    longer = checksums_bound(entries)
-    longer += sum(max(0, _frame_digits(entry) - _plain_digits(entry)) for entry in entries)
-    return -(-(len(format_header(metadata, entries)) + longer) // 8) * 8
-
-
-def _frame_digits(entry: Entry) -> int:
-    """Characters of a frame's dtype and shape in a header, where the frame has one byte less than its tensor."""
-    return len(_U8.name) + len(str(entry.size))
-
-
-def _plain_digits(entry: Entry) -> int:
-    """Characters of a tensor's dtype and shape."""
-    return len(entry.dtype.name) + sum(len(str(extent)) + 1 for extent in entry.shape) - bool(entry.shape)
+    if len(entries) > _MANY:
+        # No JSON text of the entries and the metadata is shorter than the one that is written.
+        length = len(original.text) + len(format_header(metadata, ()))
+    else:
+        length = len(format_header(metadata, entries))
+    return -(-(length + checksums_bound(entries)) // 8) * 8

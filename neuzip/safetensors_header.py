@@ -24,6 +24,7 @@ _INT = frozenset({int})  # and not bool, which is an int to Python
 _FEW = 8  # dimensions, whose product is soon made
 _STRINGS = 1 + 3 + 1  # of an entry: its name, its keys and its dtype's name
 _quote = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_quote_text = json.encoder.encode_basestring  # what that does with a str, in a tenth of the time
 # Sizes and offsets are u64 in the format. The bound also keeps products of hostile shapes small.
 _U64_LIMIT = 1 << 64
 
@@ -160,9 +161,9 @@ def format_header(metadata: Mapping[str, str], entries: Iterable[Entry], length:
     """The JSON text of a header, padded with spaces to at least `length` bytes."""
     fields = [f"{_quote(METADATA_KEY)}:{_quote(dict(metadata))}"] if metadata else []
     for name, dtype, shape, start, end in entries:
-        extents = ",".join(map(str, shape))
+        extents = str(shape[0]) if len(shape) == 1 else ",".join(map(str, shape))
         fields.append(
-            f'{_quote(name)}:{{"dtype":"{dtype.name}","shape":[{extents}],"data_offsets":[{start},{end}]}}'
+            f'{_quote_text(name)}:{{"dtype":"{dtype.name}","shape":[{extents}],"data_offsets":[{start},{end}]}}'
         )
     return f"{{{','.join(fields)}}}".encode().ljust(length)
 

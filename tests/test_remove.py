@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from checkpoint_files import ORIGINAL, damage_on_sync, edit_manifest, snapshot
 
-from neuzip import container
 from neuzip.checkpoint import compress_file, decompress_file, verify_file
 from neuzip.errors import (
     CorruptFrame,
@@ -16,6 +15,7 @@ from neuzip.errors import (
     NeuzipError,
     StorageError,
 )
+from neuzip.frame_run import RunEncoder
 
 
 def test_remove(source: Path) -> None:
@@ -53,12 +53,12 @@ def test_remove_reads_back_what_was_restored(
 
 def test_remove_compares_bytes_and_not_checksums(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder that codes other bytes, with checksums to match."""
-    real = container.frame.encode_many
+    real = RunEncoder.encode
 
-    def wrong(items: Any, options: Any) -> list[bytes]:
-        return real([(bytes([data[0] ^ 1]) + bytes(data[1:]), *rest) for data, *rest in items], options)
+    def wrong(self: RunEncoder, data: memoryview, places: Any) -> list[memoryview]:
+        return real(self, memoryview(bytes([data[0] ^ 1]) + bytes(data[1:])), places)
 
-    monkeypatch.setattr(container.frame, "encode_many", wrong)
+    monkeypatch.setattr(RunEncoder, "encode", wrong)
     with pytest.raises(CorruptFrame, match="decodes to other bytes"):
         compress_file(source, remove=True)
     assert list(source.parent.iterdir()) == [source]
