@@ -4,8 +4,8 @@
 
 All tensors of a file have as many bytes and the same dtype, and are random weights. Compared are compress_file and
 save_file with safetensors' save_file, and load_file with its own, as the smallest of the rounds; the files lie in
-memory (/dev/shm) where there is such a place, so that no disk is measured. Exits with 1 if one of them takes more than three
-times as long.
+memory (/dev/shm) where there is such a place, so that no disk is measured. Exits with 1 if one of them takes more than
+three times as long.
 Writes bench/results/size/small_tensors.json.
 """
 

@@ -189,8 +189,9 @@ typedef struct {
   const uint8_t *src; /* the frame, `size` bytes */
   uint64_t size;
   uint8_t *dst;      /* out: its original bytes */
-  uint64_t capacity;     /* of dst: exactly their number */
-  const uint64_t *shape; /* ndim lengths, which the header has to state, and the dtype; or NULL: any will do */
+  uint64_t capacity; /* of dst: exactly their number */
+  const uint64_t
+      *shape; /* ndim lengths, which the header has to state, and the dtype; or NULL: any will do */
   int32_t ndim;
   int32_t dtype;  /* code (spec §2) */
   int32_t verify; /* compare checksums */
