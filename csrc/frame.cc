@@ -210,13 +210,11 @@ void decode_frames(nz_decode_frame_job *jobs, size_t count, int32_t threads) {
     nz_frame frame;
     job.status = meaning(read_header(job.src, job.size, true, &frame));
     if (job.status != NZ_OK) continue;
-    if (frame.coding == kZstd) job.status = NZ_UNSUPPORTED;
-    if (job.capacity != frame.size || !is_of(frame, job)) job.status = NZ_ARGUMENT;
+    const bool fits = job.capacity == frame.size && is_of(frame, job);
+    job.status = !fits ? NZ_ARGUMENT : frame.coding == kZstd ? NZ_UNSUPPORTED : NZ_OK;
     if (job.status != NZ_OK) continue;
-    if (frame.coding == kStored) {
-      job.status = decode_stored(frame, job);
-      continue;
-    }
+    if (frame.coding == kStored) job.status = decode_stored(frame, job);
+    if (frame.coding == kStored) continue;
     nz_decode_job run = {};
     run.src = job.src + frame.header_size, run.size = chunk_bytes(frame, job.src);
     run.index = reinterpret_cast<const uint32_t *>(index_of(frame, job.src));

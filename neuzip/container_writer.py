@@ -224,7 +224,8 @@ def _frames(
     """The frame of each tensor of a batch that is to have one; valid until the encoder's next call."""
     base = batch[0].start
     frames: list[memoryview | bytes | None] = [_ready_frame(source, entry.name, wanted) for entry in batch]
-    floats, others = [], []
+    floats: list[int] = []
+    others: list[int] = []
     for number, (frame_there, entry) in enumerate(zip(frames, batch, strict=True)):
         if frame_there is None and entry.name in wanted:
             (floats if entry.dtype.layout.planes else others).append(number)

@@ -11,8 +11,9 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from neuzip import _native, _system
+from neuzip import _native
 from neuzip._native import Bytes
+from neuzip._system import address, room
 from neuzip.codec import LEVELS, Options
 from neuzip.layouts import DType
 
@@ -48,7 +49,8 @@ def decode_run(frames: Bytes, out: Bytes, places: Sequence[FramePlace], options:
     its tensor. What comes of these is unspecified.
     """
     lengths = array("Q", itertools.chain.from_iterable(place.shape for place in places))
-    source, target, shape = _native.address(frames), _native.address(out), _native.address(lengths)
+    lengths.append(0)  # a pointer to no lengths at all could be NULL, with which nothing would be compared
+    source, target, shape = address(frames), address(out), address(lengths)
     jobs = bytearray(_DECODE_JOB.size * len(places))
     at, verify = 0, int(options.verify)
     for frame_start, frame_size, start, size, dtype, extents in places:
@@ -76,7 +78,7 @@ class RunEncoder:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._room = memoryview(bytearray())
+        self._memory = memoryview(bytearray())
 
     def encode(self, data: Bytes, places: Sequence[TensorPlace]) -> list[memoryview]:
         """A frame for each of the tensors in `data`, all encoded in one go over the threads.
@@ -87,9 +89,9 @@ class RunEncoder:
         bounds = [
             _native.frame_bound(place.dtype.code, len(place.shape), place.size, log2) for place in places
         ]
-        room = self._room_of(sum(bounds))
+        memory = self._memory_of(sum(bounds))
         lengths = array("Q", itertools.chain.from_iterable(place.shape for place in places))
-        source, target, shape = _native.address(data), _native.address(room), _native.address(lengths)
+        source, target, shape = address(data), address(memory), address(lengths)
         jobs = bytearray(_ENCODE_JOB.size * len(places))
         at = 0
         for (start, size, dtype, extents), bound in zip(places, bounds, strict=True):
@@ -114,9 +116,9 @@ class RunEncoder:
             at += _ENCODE_JOB.size
         written = _native.encode_frame_jobs(jobs, len(places), self._options.thread_count)
         starts = itertools.accumulate(bounds, initial=0)
-        return [room[start : start + size] for start, size in zip(starts, written, strict=False)]
+        return [memory[start : start + size] for start, size in zip(starts, written, strict=False)]
 
-    def _room_of(self, size: int) -> memoryview:
-        if size > len(self._room):
-            self._room = _system.room(size)
-        return self._room
+    def _memory_of(self, size: int) -> memoryview:
+        if size > len(self._memory):
+            self._memory = room(size)
+        return self._memory

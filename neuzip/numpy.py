@@ -137,7 +137,7 @@ def _dense(array: Array | np.generic, dtype: DType) -> Array:
     return memory[0::2] & 15 | memory[1::2] << 4  # an even element is the low half of a byte
 
 
-# What the reader needs of a framework (reader.Framework).
+# What the reader needs of a framework (framework.Framework).
 
 
 def check_device(device: Any) -> str:

@@ -285,7 +285,7 @@ def _check_shared(tensors: dict[str, torch.Tensor]) -> None:
                 )
 
 
-# What the reader needs of a framework (reader.Framework).
+# What the reader needs of a framework (framework.Framework).
 
 
 def dtype_of(dtype: torch.dtype) -> DType:

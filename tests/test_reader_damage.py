@@ -87,3 +87,11 @@ def test_the_original_header_and_the_frame_must_agree(tmp_path: Path, shape: tup
                 with pytest.raises(CorruptFrame) as caught:
                     read()
                 assert (caught.value.file, caught.value.tensor) == (str(path), "a")
+
+
+@pytest.mark.parametrize("name", ["frame_shape", "frame_dtype", "frame_corrupt"])
+def test_frames_of_another_type_are_refused_where_many_are_read(name: str) -> None:
+    path = Path(__file__).parents[1] / "formats" / "vectors" / "bad" / f"container_{name}.nz.safetensors"
+    with neuzip.safe_open(path, "np") as file, pytest.raises(CorruptFrame) as caught:
+        file.get_tensors()
+    assert caught.value.tensor == "scale"

@@ -14,10 +14,11 @@ from torch import nn
 from neuzip.codec import Options
 from neuzip.container import Container
 from neuzip.errors import InvalidArgument, StorageError
+from neuzip.framework import import_framework
 from neuzip.nn.model import Model, Place, Selection, parameter_at, parameter_places, put
 from neuzip.nn.tensor import CompressedTensor
 from neuzip.nn.weight import Weight, own
-from neuzip.reader import import_framework, read_tensors
+from neuzip.reader import read_tensors
 from neuzip.torch import native_shape
 
 
