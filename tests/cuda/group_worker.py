@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from hardware import Gpus, Recorded
-from standin import bits, group
+from standin import bits, dense, group
 from standin.driver import StandIn
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -75,8 +75,7 @@ def local(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def digest(parameter: torch.Tensor) -> str:
-    part = local(parameter)
-    return hashlib.sha256(bits(part.dense() if isinstance(part, CompressedTensor) else part)).hexdigest()
+    return hashlib.sha256(bits(dense(local(parameter)))).hexdigest()
 
 
 def train(made: nn.Module, optimizer: Any, device: torch.device) -> list[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hardware import Gpus
-from standin import bits
+from standin import bits, dense
 from torch import nn
 
 import neuzip.cuda
@@ -133,9 +133,7 @@ def train(
 
 
 def weight_bits(made: nn.Module) -> list[bytes]:
-    return [
-        bits(each.dense() if hasattr(each, "dense") else each) for each in (p.data for p in made.parameters())
-    ]
+    return [bits(dense(parameter)) for parameter in made.parameters()]
 
 
 @pytest.mark.parametrize("foreach", [None, False])

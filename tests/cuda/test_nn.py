@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hardware import Gpus
-from standin import bits
+from standin import bits, dense
 from standin.driver import StandIn
 from torch import nn
 
@@ -56,10 +56,6 @@ def train(
 def on(made: nn.Module, device: torch.device) -> bytes:
     """What a model that is moved to a device computes there."""
     return bits(made.to(device)(IDS.to(device)))
-
-
-def dense(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.dense() if isinstance(tensor, CompressedTensor) else tensor
 
 
 def everything_there(made: nn.Module, device: torch.device) -> bool:
