@@ -27,9 +27,12 @@ TINY_TENSORS = 12  # of MiniLM: its first layer and a half, without the embeddin
 State = dict[str, torch.Tensor]
 
 
+_ROWS = {getattr(torch, row.torch): row for row in DTYPES.values() if hasattr(torch, row.torch or "")}
+
+
 def dtype_row(tensor: torch.Tensor) -> DType:
     """The format's row for a tensor's dtype."""
-    return next(row for row in DTYPES.values() if row.torch == str(tensor.dtype).removeprefix("torch."))
+    return _ROWS[tensor.dtype]
 
 
 @dataclass(frozen=True)

@@ -103,13 +103,13 @@ struct EncodeChunk {
   const uint8_t *src;
   size_t units;
   uint8_t *dst;          // chunk_bound bytes to write it to; null: the scratch
+  const uint8_t *next;   // where bytes begin that will be encoded after it; they are fetched into the cache
   const uint8_t *bytes;  // out: the chunk, there or, until the next call, in the scratch
   size_t size;           // out
 };
 
-// Encodes one or two chunks side by side. `next` is where the original bytes begin that will
-// be encoded after them, if known: they are fetched into the cache.
-void encode_chunks(EncodeChunk *chunks, int count, uintptr_t next, EncodeScratch *scratch);
+// Encodes one or two chunks side by side.
+void encode_chunks(EncodeChunk *chunks, int count, EncodeScratch *scratch);
 
 // Upper bound of a chunk's size.
 inline size_t chunk_bound(const Layout &layout, size_t units) {

@@ -364,15 +364,14 @@ class EncodeScratch {
 EncodeScratchPtr make_encode_scratch() { return EncodeScratchPtr(new (std::nothrow) EncodeScratch); }
 void EncodeScratchDeleter::operator()(EncodeScratch *scratch) const { delete scratch; }
 
-void encode_chunks(EncodeChunk *chunks, int count, uintptr_t next, EncodeScratch *scratch) {
+void encode_chunks(EncodeChunk *chunks, int count, EncodeScratch *scratch) {
   OpenChunk *ranks[kEncodeInterleave], *bytes[kEncodeInterleave];
   int rank_count = 0, byte_count = 0;
   for (int k = 0; k < count; k++) {
     OpenChunk *const open = &scratch->open[k];
     open_chunk(chunks[k], open);
-    open->encoded.stream.reads = next;
-    open->encoded.stream.read_width = next ? static_cast<size_t>(chunks[k].layout->width) : 0;
-    next += next ? chunks[k].units * open->encoded.stream.read_width : 0;
+    open->encoded.stream.reads = reinterpret_cast<uintptr_t>(chunks[k].next);
+    open->encoded.stream.read_width = chunks[k].next ? static_cast<size_t>(chunks[k].layout->width) : 0;
     if (open->head == Mode::kRank) ranks[rank_count++] = open;
     if (open->head == Mode::kByte || open->head == Mode::kJoint) bytes[byte_count++] = open;
   }

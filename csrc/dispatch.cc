@@ -74,6 +74,10 @@ const Kernels &kernels() { return *built(selected().load(std::memory_order_relax
 
 extern "C" {
 
+int32_t nz_abi_version(void) { return NZ_ABI_VERSION; }
+
+uint64_t nz_checksum64(const void *data, size_t size) { return nz::kernels().checksum64(data, size); }
+
 const char *nz_isa_name(int32_t isa) {
   static const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
   return isa >= 0 && isa < NZ_ISA_COUNT ? names[isa] : nullptr;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "chunk.h"
@@ -304,4 +305,59 @@ void TableCache::load(const TableBlob &blob, uint64_t chunk) {
     read_byte_table(entry.table, entry.size, &byte, &used);
 }
 
+namespace {
+
+// Checks what the functions about tables are given and calls one of them.
+template <typename Work>
+int32_t run_plan(int32_t layout, int32_t level, int32_t chunk_log2, const Work &work) {
+  const Layout *found = find_layout(layout);
+  if (!found || (level != NZ_LEVEL_DEFAULT && level != NZ_LEVEL_MAX) || chunk_log2 < 10 || chunk_log2 > 16)
+    return NZ_ARGUMENT;
+  try {
+    return work(*found);
+  } catch (const std::bad_alloc &) {
+    return NZ_MEMORY;
+  }
+}
+
+}  // namespace
 }  // namespace nz
+
+using namespace nz;
+
+extern "C" {
+
+int32_t nz_plan(int32_t layout, int32_t level, int32_t chunk_log2, const uint8_t *src, uint64_t units,
+                uint8_t *table) {
+  return run_plan(layout, level, chunk_log2,
+                  [&](const Layout &found) { return plan(found, level, chunk_log2, src, units, table); });
+}
+
+int32_t nz_plan_counts(int32_t layout, int32_t level, int32_t chunk_log2, const uint32_t *counts,
+                       uint64_t units, uint8_t *table) {
+  return run_plan(layout, level, chunk_log2, [&](const Layout &found) {
+    return plan_counts(found, level, chunk_log2, counts, units, table);
+  });
+}
+
+int32_t nz_plan_segments(int32_t layout, int32_t chunk_log2, uint64_t units, uint64_t *out) {
+  return run_plan(layout, NZ_LEVEL_DEFAULT, chunk_log2, [&](const Layout &found) {
+    const std::vector<Segment> all = segments(found, chunk_log2, units);
+    for (const Segment &s : all) *out++ = s.first, *out++ = s.units, *out++ = s.taken;
+    return static_cast<int32_t>(all.size());
+  });
+}
+
+int32_t nz_table_entries(int32_t layout, const uint8_t *table, uint32_t table_bytes, uint32_t *entries) {
+  return run_plan(layout, NZ_LEVEL_DEFAULT, 16, [&](const Layout &found) -> int32_t {
+    TableBlob blob;
+    if (!read_blob(found, table, table_bytes, &blob)) return NZ_CORRUPT;
+    for (const TableBlob::Entry &e : blob.entries) {
+      *entries++ = e.first_chunk;
+      *entries++ = static_cast<uint32_t>(e.table - table - kEntryHeader);
+    }
+    return static_cast<int32_t>(blob.entries.size());
+  });
+}
+
+}  // extern "C"
