@@ -1,6 +1,7 @@
 """How fast are whole files, from file to file, with the programs people type? Beside lmz, at equal threads.
 
-On a file system in memory where there is one; starting the program, checksums and digests included.
+On a file system in memory where there is one; starting the program, checksums and digests included. Limits are copying
+the original file, and starting the program to do nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from contenders import THREADS
 from data import Dataset
-from rounds import OURS, PEER, Contender, Label, Measurement, Method, measure
+from rounds import LIMIT, OURS, PEER, Contender, Label, Measurement, Method, measure
 
 from neuzip.cli import peers
 
@@ -56,7 +57,8 @@ def lmz_arguments(command: str, source: Path, destination: Path, threads: int) -
     return [command, str(source), str(destination), "-j", str(threads), "-q"]
 
 
-PROGRAMS = (Program("neuzip", OURS, neuzip_arguments), Program("lmz", PEER, lmz_arguments))
+NEUZIP, LMZ = Program("neuzip", OURS, neuzip_arguments), Program("lmz", PEER, lmz_arguments)
+PROGRAMS = (NEUZIP, LMZ)
 
 
 def ask(data: Dataset, method: Method) -> list[Measurement]:
@@ -65,11 +67,12 @@ def ask(data: Dataset, method: Method) -> list[Measurement]:
     size = data.path.stat().st_size
     cases = [(program, threads) for threads in (1, THREADS) for program in PROGRAMS]
     found = []
-    with tempfile.TemporaryDirectory(dir=peers.scratch(7 * size)) as folder:
+    with tempfile.TemporaryDirectory(dir=peers.scratch(8 * size)) as folder:
         source = Path(folder, "a.safetensors")
         shutil.copyfile(data.path, source)
         for question in (COMPRESS, DECOMPRESS):
             contenders = [contender(question, source, *case) for case in cases]
+            contenders += limits(source)
             found += measure(question, data.name, size, contenders, method.least, warm=False)
     return found
 
@@ -91,3 +94,20 @@ def contender(question: str, source: Path, program: Program, threads: int) -> Co
         check=check,
         prepare=lambda: written.unlink(missing_ok=True),
     )
+
+
+def limits(source: Path) -> list[Contender]:
+    copy = source.with_name("copy")
+    return [
+        Contender(
+            Label("cp of the original", 1, "files", role=LIMIT),
+            run=lambda _: subprocess.run(["cp", str(source), str(copy)], check=True),
+            check=lambda _: filecmp.cmp(source, copy, shallow=False),
+            prepare=lambda: copy.unlink(missing_ok=True),
+        ),
+        Contender(
+            Label("neuzip --version", 1, "files", role=LIMIT),
+            run=lambda _: NEUZIP.start("--version"),
+            check=lambda _: True,
+        ),
+    ]

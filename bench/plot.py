@@ -74,7 +74,11 @@ def point_name(label: Label) -> str:
 
 
 def limits(results: Results, data: str) -> list[Measurement]:
-    return [row for row in results.measurements if row.data == data and row.label.role == LIMIT]
+    return [
+        row
+        for row in results.measurements
+        if row.data == data and row.label.role == LIMIT and row.question == "decode"
+    ]
 
 
 def draw(results: Results, path: Path) -> None:
