@@ -22,7 +22,7 @@ extern "C" {
 
 /* Raised whenever a signature or struct below changes; neuzip/_native.py refuses a library that answers
  * another. */
-#define NZ_ABI_VERSION 5
+#define NZ_ABI_VERSION 6
 
 typedef enum {
   NZ_OK = 0,
@@ -38,6 +38,19 @@ typedef enum { NZ_SCALAR = 0, NZ_AVX2 = 1, NZ_AVX512 = 2, NZ_NEON = 3, NZ_ISA_CO
 typedef enum { NZ_LEVEL_DEFAULT = 0, NZ_LEVEL_MAX = 1 } nz_level;
 
 NZ_API int32_t nz_abi_version(void);
+
+/* Functions with a parameter `threads` work on up to as many threads, the caller's among them: on the
+ * library's own or, where NZ_TEAM is added to the number, on the team of nz_set_team. */
+#define NZ_TEAM 65536
+
+/* Calls work(context) on up to `threads` threads, the caller's among them: GOMP_parallel, which OpenMP
+ * runtimes have; flags are 0. */
+typedef void (*nz_parallel)(void (*work)(void *), void *context, unsigned threads, unsigned flags);
+
+/* The team from now on; NULL for none. For a caller whose other work runs on OpenMP's threads: these spin for
+ * some milliseconds after it, on the cores that threads of another kind would wait for. A forked child has no
+ * team, and the library's own threads instead: OpenMP's do not live through a fork. */
+NZ_API void nz_set_team(nz_parallel parallel);
 
 /* Name of an instruction set ("scalar", "avx2", …); NULL if out of range. */
 NZ_API const char *nz_isa_name(int32_t isa);

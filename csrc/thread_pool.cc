@@ -10,6 +10,8 @@
 #include <mutex>
 #include <new>
 
+#include "neuzip.h"
+
 namespace nz {
 namespace {
 
@@ -117,9 +119,14 @@ class Pool {
 // Never destroyed: its workers wait in it until the process ends.
 std::atomic<Pool *> the_pool{nullptr};
 
+std::atomic<nz_parallel> the_team{nullptr};
+
 // A forked child has no workers, and may have inherited a locked mutex: it makes a pool of its own when it
 // needs one. Registered when the library is loaded, before there can be anything to forget.
-const int atfork_error = pthread_atfork(nullptr, nullptr, [] { the_pool = nullptr; });
+const int atfork_error = pthread_atfork(nullptr, nullptr, [] {
+  the_pool = nullptr;
+  the_team = nullptr;
+});
 
 // Null if memory is short.
 Pool *pool() {
@@ -134,12 +141,19 @@ Pool *pool() {
 }  // namespace
 
 void run_on_threads(int threads, uint64_t tasks, void (*work)(void *), void *context) {
-  const uint64_t wanted =
-      std::min<uint64_t>(static_cast<uint64_t>(std::clamp(threads, 1, kMaxThreads)), tasks);
-  Pool *const workers = wanted > 1 ? pool() : nullptr;
+  const bool in_team = threads > 0 && (threads & NZ_TEAM);
+  const int most = std::clamp(in_team ? threads - NZ_TEAM : threads, 1, kMaxThreads);
+  const uint64_t wanted = std::min<uint64_t>(static_cast<uint64_t>(most), tasks);
+  if (wanted <= 1) return work(context);
+  // Without a handler for forks, a child would ask for a team that it does not have.
+  const nz_parallel team = in_team && atfork_error == 0 ? the_team.load() : nullptr;
+  if (team) return team(work, context, static_cast<unsigned>(wanted), 0);
+  Pool *const workers = pool();
   if (!workers) return work(context);
   Call call{work, context, static_cast<int>(wanted) - 1};
   workers->run(&call);
 }
 
 }  // namespace nz
+
+extern "C" void nz_set_team(nz_parallel parallel) { nz::the_team = parallel; }

@@ -6,7 +6,7 @@
 
 namespace nz {
 
-// run_threads for a function and its context.
+// run_threads for a function and its context. `threads` may have NZ_TEAM added (neuzip.h).
 void run_on_threads(int threads, uint64_t tasks, void (*work)(void *), void *context);
 
 // Runs work() on up to `threads` threads, this one included, but on no more than there are tasks. Threads

@@ -6,12 +6,13 @@ import ctypes
 from enum import IntEnum
 from typing import Any
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 TABLE_CAPACITY = 160 * 1024
 MAX_SEGMENTS = 256
 SEGMENT_COUNTS = 1280
 SMALL = 256
 MEMORY = -4  # NZ_MEMORY
+TEAM = 1 << 16
 
 
 class EncodeJob(ctypes.Structure):
@@ -155,6 +156,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nz_isa_available": (ctypes.c_int32, [ctypes.c_int32]),
     "nz_isa_select": (ctypes.c_int32, [ctypes.c_int32]),
     "nz_isa_current": (ctypes.c_int32, []),
+    "nz_set_team": (None, [ctypes.c_void_p]),
     "nz_checksum64": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_size_t]),
     "nz_checksums32": (
         None,

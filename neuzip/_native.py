@@ -84,6 +84,11 @@ def as_bytes(buffer: Any) -> memoryview:
         return np.frombuffer(buffer, np.uint8).data
 
 
+def set_team(parallel: int | None) -> None:
+    """The address of a function that calls another on several threads, such as GOMP_parallel; None for no more."""
+    _LIBRARY.nz_set_team(parallel)
+
+
 def words(count: int) -> memoryview:
     """Room for u32s, all zero."""
     return memoryview(bytearray(4 * count)).cast("I")

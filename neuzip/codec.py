@@ -43,6 +43,7 @@ class Options:
     chunk_log2: units of a chunk, as a power of two, 10 … 16.
     verify: compare every chunk's checksum when decoding.
     backend: how files are read: "mmap"; "read", plain reads; None, plain reads on network file systems.
+    team: work on the threads that the library was given (nz_set_team), if it was.
     """
 
     level: str = "default"
@@ -50,6 +51,7 @@ class Options:
     chunk_log2: int = 16
     verify: bool = True
     backend: str | None = None
+    team: bool = False
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -62,6 +64,11 @@ class Options:
     @property
     def thread_count(self) -> int:
         return self.threads or _processors()
+
+    @property
+    def native_threads(self) -> int:
+        """``threads`` of the C interface."""
+        return self.thread_count + (_abi.TEAM if self.team else 0)
 
 
 @cache
@@ -150,7 +157,7 @@ def encode_runs(runs: Sequence[EncodeRun], options: Options) -> None:
     """Encodes runs of any tensors, splitting them over threads; fills in ``written`` and ``index``."""
     native = [run for run in runs if run.plan.coding is Coding.PLANES]
     jobs = [_encode_job(run) for run in native]
-    _native.encode(jobs, options.thread_count)
+    _native.encode(jobs, options.native_threads)
     for run, job in zip(native, jobs, strict=True):
         if (error := _native.job_error(job)) is not None:
             raise error
@@ -164,7 +171,7 @@ def decode_runs(runs: Sequence[DecodeRun], options: Options) -> None:
     """
     native = [run for run in runs if run.plan.coding is Coding.PLANES]
     jobs = [_decode_job(run, options.verify) for run in native]
-    _native.decode(jobs, options.thread_count)
+    _native.decode(jobs, options.native_threads)
     for run, job in zip(native, jobs, strict=True):
         run.error = _native.job_error(job)
     others = [run for run in runs if run.plan.coding is not Coding.PLANES]

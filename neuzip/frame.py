@@ -210,7 +210,7 @@ def decode_many(
     options = options or Options()
     views = [(_native.as_bytes(frame), _writable(out)) for frame, out in items]
     # Those of coding zstd, and what is refused, which is looked at again to say why.
-    left = _native.decode_frames(views, options.verify, options.thread_count)
+    left = _native.decode_frames(views, options.verify, options.native_threads)
     if not left:
         return
     runs = []
@@ -314,7 +314,7 @@ def encode_many(
     tensors = [(_checked(data, dtype, shape), dtype, shape) for data, dtype, shape in items]
     floats = [(view, dtype.code, shape) for view, dtype, shape in tensors if dtype.layout.planes]
     level = LEVELS.index(options.level)
-    coded = iter(_native.encode_frames(floats, level, options.chunk_log2, options.thread_count))
+    coded = iter(_native.encode_frames(floats, level, options.chunk_log2, options.native_threads))
     others = iter(_encode_others([tensor for tensor in tensors if not tensor[1].layout.planes], options))
     return [next(coded if dtype.layout.planes else others) for _, dtype, _ in tensors]
 

@@ -70,7 +70,7 @@ def decode_run(frames: Bytes, out: Bytes, places: Sequence[FramePlace], options:
         )
         shape += 8 * ndim
         at += _DECODE_JOB.size
-    return _native.decode_frame_jobs(jobs, len(places), options.thread_count)
+    return _native.decode_frame_jobs(jobs, len(places), options.native_threads)
 
 
 class RunEncoder:
@@ -114,7 +114,7 @@ class RunEncoder:
             target += bound
             shape += 8 * ndim
             at += _ENCODE_JOB.size
-        written = _native.encode_frame_jobs(jobs, len(places), self._options.thread_count)
+        written = _native.encode_frame_jobs(jobs, len(places), self._options.native_threads)
         starts = itertools.accumulate(bounds, initial=0)
         return [memory[start : start + size] for start, size in zip(starts, written, strict=False)]
 

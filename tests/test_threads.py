@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from distributions import make, shape_of
 
-from neuzip import frame
+from neuzip import _native, frame
 from neuzip.codec import Options
 from neuzip.layouts import DTYPES
 
@@ -22,9 +25,9 @@ OPTIONS = Options(threads=3, chunk_log2=10)
 FRAME = frame.encode(DATA, BF16, shape_of(BF16, len(DATA)), OPTIONS)
 
 
-def decodes() -> bool:
+def decodes(options: Options = OPTIONS) -> bool:
     out = bytearray(len(DATA))
-    frame.decode_many([(FRAME, out)], OPTIONS)
+    frame.decode_many([(FRAME, out)], options)
     return bytes(out) == DATA
 
 
@@ -88,3 +91,46 @@ def test_a_process_ends_while_they_work() -> None:
     program = PROGRAM.format(here=str(Path(__file__).parent))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+class Team:
+    """A team of one, which counts its calls."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+        def parallel(function: int, context: int, threads: int, flags: int) -> None:
+            self.asked.append(threads)
+            work(function)(context)
+
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        self.parallel = kind(parallel)
+
+
+@pytest.fixture
+def team() -> Iterator[Team]:
+    made = Team()
+    _native.set_team(ctypes.cast(made.parallel, ctypes.c_void_p).value)
+    yield made
+    _native.set_team(None)
+
+
+def test_a_team_works_for_those_who_ask(team: Team) -> None:
+    assert decodes() and not team.asked
+    asking = replace(OPTIONS, team=True)
+    assert frame.encode(DATA, BF16, shape_of(BF16, len(DATA)), asking) == FRAME
+    encoded = len(team.asked)
+    assert encoded and set(team.asked) == {3}
+    assert decodes(asking) and len(team.asked) == encoded + 1
+    assert decodes(replace(asking, threads=1)) and len(team.asked) == encoded + 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_children_have_no_team(team: Team) -> None:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os._exit(0 if decodes(replace(OPTIONS, team=True)) and not team.asked else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from neuzip.codec import Options
 from neuzip.errors import InvalidArgument
 from neuzip.nn.fixed_width_code import encode_fixed_width
 from neuzip.nn.frozen import FrozenTensor
 from neuzip.nn.model import MIN_SIZE, Model, Selection, convert_selected
+from neuzip.nn.team import torch_options
 from neuzip.nn.tensor import CompressedTensor
 from neuzip.nn.weight import CHUNK_LOG2, PIECE_BYTES, Weight, encode
 
@@ -38,7 +38,7 @@ class FixedWidthWeight(Weight):
         coded = dense.dtype == torch.bfloat16 and dense.device.type == "cpu"
         code = encode_fixed_width(contiguous) if coded else None
         if code is None:
-            code = encode(contiguous, Options(level=level, chunk_log2=chunk_log2))
+            code = encode(contiguous, torch_options(level, chunk_log2))
         return cls(code, tuple(dense.shape), dense.dtype, level, piece_bytes, chunk_log2)
 
     def copy(self, device: Any = None) -> Weight:

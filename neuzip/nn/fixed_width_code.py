@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from neuzip import _abi, _native
 from neuzip.codec import Options
+from neuzip.nn.team import torch_options
 from neuzip.torch import memory
 
 _BLOCK = 64  # values
@@ -37,7 +38,7 @@ def decode_fixed_width_rows(
     data: np.ndarray[Any, Any], out: torch.Tensor, options: Options | None = None, first_row: int = 0
 ) -> None:
     """Decodes rows ``first_row`` … into ``out``, a contiguous bf16 CPU tensor of as many rows."""
-    threads = (options or Options()).thread_count
+    threads = (options or torch_options()).native_threads
     _native.fixed_decode(data, first_row * out[:1].numel(), memory(out), threads)
 
 
@@ -76,7 +77,7 @@ def _multiply(
         bias=None if bias is None else bias.data_ptr(),
         y=y.data_ptr(),
     )
-    _native.fixed_linear(job, torch.get_num_threads())
+    _native.fixed_linear(job, torch_options().native_threads)
     return y
 
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from neuzip.codec import Options
 from neuzip.errors import InvalidArgument
 from neuzip.nn.frozen import FrozenTensor
 from neuzip.nn.lossy_code import DTYPES, Precision, check_lossy, encode_lossy, precision_of
 from neuzip.nn.model import MIN_SIZE, Model, Selection, convert_selected
+from neuzip.nn.team import torch_options
 from neuzip.nn.tensor import CompressedTensor
 from neuzip.nn.weight import PIECE_BYTES, Weight
 from neuzip.torch import memory
@@ -36,7 +36,7 @@ class LossyWeight(Weight):
         piece_bytes: int = PIECE_BYTES,
     ) -> LossyWeight:
         """Rounds and compresses a dense tensor of any strides, on any device."""
-        encoded = encode_lossy(dense.detach().contiguous().cpu(), precision, Options(level=level))
+        encoded = encode_lossy(dense.detach().contiguous().cpu(), precision, torch_options(level))
         return cls(encoded.to(dense.device), tuple(dense.shape), dense.dtype, level, piece_bytes)
 
     @property

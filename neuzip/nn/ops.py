@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from neuzip.codec import Options
 from neuzip.nn.fixed_width_code import is_fixed_width, linear_fixed_width
 from neuzip.nn.scratch import scratch
+from neuzip.nn.team import torch_options
 from neuzip.nn.weight import CHUNK_LOG2, decode
 from neuzip.torch import works_on
 
@@ -61,7 +61,7 @@ def dense_pieces(
         from neuzip.nn.device import fetched
 
         frame = fetched(frame, device)
-    options = Options(threads=torch.get_num_threads())
+    options = torch_options()
     for start, stop in pieces(shape, dtype, piece_bytes):
         yield start, stop, decode(frame, scratch((stop - start, *shape[1:]), dtype, device), options, start)
 
@@ -183,7 +183,7 @@ def _embedding_op(
     ids, order = flat.sort()
     if ids[0] < 0 or ids[-1] >= shape[0]:
         raise IndexError(f"an index is outside of the embedding's {shape[0]} rows")
-    options = Options(threads=torch.get_num_threads())
+    options = torch_options()
     for begin, end, start, stop in _embedding_runs(ids, shape, 1 if is_fixed_width(host) else None):
         rows = decode(host, scratch((stop - start, shape[1]), dtype), options, start)
         out[order[begin:end].to(out.device)] = rows[ids[begin:end] - start].to(out.device)

@@ -17,6 +17,7 @@ from neuzip.nn.fixed_width_code import decode_fixed_width_rows, is_fixed_width
 from neuzip.nn.lossy_code import decode_lossy_rows, is_lossy
 from neuzip.nn.rows import decode_rows
 from neuzip.nn.scratch import scratch
+from neuzip.nn.team import torch_options
 from neuzip.pages import in_pages
 from neuzip.torch import dtype_of, memory, native_shape, works_on
 
@@ -34,11 +35,11 @@ def encode(dense: torch.Tensor, options: Options | None = None) -> torch.Tensor:
     """
     if not dense.is_contiguous():
         raise InvalidArgument("only contiguous tensors are encoded")
-    dtype = dtype_of(dense.dtype)
+    dtype, options = dtype_of(dense.dtype), options or torch_options()
     if works_on(dense.device):
         from neuzip.cuda.encoding import encode as encode_there
 
-        return encode_there(dense, dtype, dense.shape, options or Options())
+        return encode_there(dense, dtype, dense.shape, options)
     if dense.device.type != "cpu":
         return encode(dense.cpu(), options).to(dense.device)
     encoded = frame.encode(memory(dense.detach()), dtype, dense.shape, options)
@@ -60,6 +61,7 @@ def decode(
     own memory, and nobody waits for it: see neuzip.cuda.check.
     Raises CorruptFrame, TruncatedInput.
     """
+    options = options or torch_options()
     if works_on(out.device):
         from neuzip.nn.device import decode_there
 
@@ -156,7 +158,7 @@ class Weight:
         chunk_log2: int = CHUNK_LOG2,
     ) -> Weight:
         """Compresses a dense tensor of any strides, on any device."""
-        encoded = encode(dense.detach().contiguous(), Options(level=level, chunk_log2=chunk_log2))
+        encoded = encode(dense.detach().contiguous(), torch_options(level, chunk_log2))
         return cls(encoded, tuple(dense.shape), dense.dtype, level, piece_bytes, chunk_log2)
 
     @property

@@ -11,6 +11,7 @@ from neuzip._native import Bytes
 from neuzip.codec import Options
 from neuzip.layouts import DType
 from neuzip.nn import CompressedTensor
+from neuzip.nn.team import torch_options
 from neuzip.nn.weight import PIECE_BYTES, Weight, decode
 from neuzip.pages import pages
 from neuzip.piecewise import PiecewiseEncoder
@@ -129,7 +130,7 @@ class SplitState:
             elif value.is_floating_point():
                 new = self._new.get(name)
                 if not isinstance(new, Recompressed):
-                    options = Options(level=self._level)
+                    options = torch_options(self._level)
                     new = Recompressed(value.dtype, value.device, self._shape, options, self._buffers)
                     self._new[name] = new
                 new.add(value)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from neuzip._system import trim_heap
-from neuzip.codec import Options
 from neuzip.errors import InvalidArgument
 from neuzip.nn import CompressedTensor
 from neuzip.nn.scratch import scratch
+from neuzip.nn.team import torch_options
 from neuzip.nn.weight import decode
 from neuzip.optim.elementwise import piece_shape
 from neuzip.optim.state import Buffers, Recompressed, SplitState, State
@@ -160,7 +160,7 @@ class _CompressedValue:
         weight = parameter.weight
         self._weight = weight
         self._frame = weight.fetched()
-        options = Options(level=weight.level, chunk_log2=weight.chunk_log2)
+        options = torch_options(weight.level, weight.chunk_log2)
         self._new = Recompressed(weight.dtype, weight.device, parameter.shape, options, buffers)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
