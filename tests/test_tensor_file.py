@@ -225,6 +225,26 @@ def test_files_without_tensors(tmp_path: Path) -> None:
         assert result.exit_code == 1 and str(path) in result.stderr
 
 
+def test_files_of_a_kind_without_tensors_are_passed_over(tmp_path: Path) -> None:
+    root = tmp_path / "mixed"
+    root.mkdir()
+    as_npz(root / "m.npz")
+    np.savez_compressed(root / "deflated.npz", a=np.arange(100_000))
+    (root / "empty.gguf").write_bytes(gguf_file.build([]))
+    for name in "deflated.npz", "empty.gguf":
+        compress_file(root / name)
+    (root / "folder").symlink_to(tmp_path, target_is_directory=True)
+    files = json.loads(run("inspect", root, "--json").stdout)["files"]
+    assert [Path(file["path"]).name for file in files] == ["m.npz"]
+    assert diff_files(root, root / "m.npz").equal == len(TENSORS)
+    packed = root / "deflated.npz.nz"
+    data = bytearray(packed.read_bytes())
+    data[len(data) // 2] ^= 1
+    packed.write_bytes(data)
+    with pytest.raises(CorruptFrame):
+        diff_files(root, root)
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     as_npz(tmp_path / "m.npz")
     packed = compress_file(tmp_path / "m.npz").destination
