@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from neuzip.archive import Archive
 from neuzip.archive_source import ArchiveSource, open_source
 from neuzip.codec import Options
 from neuzip.container import Container
