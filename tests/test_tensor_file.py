@@ -208,6 +208,16 @@ def test_bench_runs_on_any_kind(tmp_path: Path, name: str) -> None:
         assert codecs["neuzip default"]["error"] is None
 
 
+def test_bench_takes_the_files_of_a_directory_together(tmp_path: Path) -> None:
+    for name in "a.npz", "b.npz":
+        np.savez(tmp_path / name, w=np.frombuffer(weights("F32", 9000), np.float32))
+    (tmp_path / "README.md").write_text("text")
+    codecs = json.loads(run("bench", tmp_path, "-j", 1, "--json").stdout)["codecs"]
+    assert {codec["name"] for codec in codecs} >= {"neuzip default", "zstd -1"}
+    for codec in codecs:
+        assert (codec["original_size"], codec["equal"], codec["error"]) == (72_000, True, None)
+
+
 def test_what_is_too_small_is_shared(tmp_path: Path) -> None:
     np.savez(tmp_path / "s.npz", tiny=np.arange(3), big=np.frombuffer(weights("F32", 9000), np.float32))
     packed = compress_file(tmp_path / "s.npz").destination
