@@ -273,4 +273,5 @@ def test_names_are_unique(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.save((torch.ones(9), torch.zeros(9), {"w": (torch.ones(3), torch.ones(4))}), tmp_path / "t.pt")
     assert [tensor.name for tensor in inspect_file(tmp_path / "t.pt").tensors] == ["", " (2)", "w", "w (2)"]
+    assert "\n–  " in run("inspect", tmp_path / "t.pt").stdout
     assert diff_files(tmp_path / "t.pt", tmp_path / "t.pt").equal == 4
