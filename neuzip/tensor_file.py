@@ -141,8 +141,7 @@ class _SourceTensors:
         self._source.fill([(part.start + start, out)])
 
     def forget(self) -> None:
-        if self._archive is not None and self._archive.file is not None:
-            self._archive.file.forget()
+        self._source.forget()
 
     def held(self, part: Part) -> Held | None:
         if self._archive is None:
