@@ -73,7 +73,7 @@ def list_files(path: Path, options: Options) -> list[Path]:
 
 def _has_tensors(path: Path, options: Options) -> bool:
     with open_source(path, options) as source:
-        if find_parts(source, path).parts:
+        if _find_parts(source, path, options):
             return True
         _check_intact(source, options)
         return False
@@ -131,7 +131,7 @@ class _SourceTensors:
         self.path = path
         self.original_size = source.size
         self.compressed_size = None if self._archive is None else len(self._archive.view)
-        self.tensors = find_parts(source, path).parts
+        self.tensors = _find_parts(source, path, options)
         self._starts = [] if self._archive is None else [s.start for s in self._archive.segments]
         if not self.tensors:
             _check_intact(source, options)
@@ -158,6 +158,10 @@ class _SourceTensors:
                 frames += [data for data, _ in self._archive.frames(segment)]
                 records |= len(segment.frames) > 1
         return Held(round(size), tuple(frames), records, "shared")
+
+
+def _find_parts(source: Source, path: Path, options: Options) -> tuple[Part, ...]:
+    return find_parts(source, path, lambda beside: open_source(beside, options)).parts
 
 
 def _check_intact(source: Source, options: Options) -> None:
