@@ -35,8 +35,8 @@ def bench(src: Path, gpu: bool, threads: int | None, as_json: bool, quiet: bool)
     The others are zstd and, where installed, ZipNN (pip install zipnn) and lmz (pip install lmzip). Each
     codec compresses and decompresses every tensor once, in turn, with the same number of threads, and its
     output is compared byte for byte. Speeds are of original bytes. Rows from and to files include reading,
-    writing and file checksums. SRC is a file with tensors of any kind,
-    compressed or not.
+    writing and file checksums. SRC is a file with tensors of any kind, or
+    a directory of them, compressed or not.
 
     With --gpu, of a safetensors file: decoding and encoding on the GPU, compressed tensors to it against
     plain ones, products with compressed matrices against cuBLAS, nvCOMP and, where installed, DFloat11

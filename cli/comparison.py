@@ -1,10 +1,10 @@
-"""The comparison of `neuzip bench`: every codec over every batch of a file's tensors, in turn."""
+"""The comparison of `neuzip bench`: every codec over every batch of tensors, in turn."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from neuzip.cli.peers import Codec, Tensor, Unsupported, find_codecs
 from neuzip.codec import Options
 from neuzip.kinds.part import Part, split_fields
 from neuzip.layouts import DTYPES
-from neuzip.tensor_file import TensorFile, open_tensors
+from neuzip.tensor_file import TensorFile, list_files, open_tensors
 
 WARM_BYTES = 3 << 19  # run before the clock starts; a multiple of every element's size
 BATCH_BYTES = 256 << 20  # of tensors measured at a time; about four times as much is held in memory
@@ -76,13 +76,16 @@ class Comparison:
 def compare(
     path: Path, threads: int | None, progress: Callable[[int, int], None] | None = None
 ) -> Comparison:
-    """Runs all codecs over a file's tensors. progress: called with the bytes done and in all, of all."""
+    """Runs all codecs over the tensors of a file or a directory. progress: called with the bytes done and in all, of
+    all.
+    """
     options = Options(threads=threads)
     codecs, absent = find_codecs(options.thread_count)
     scores = [Score(codec) for codec in codecs]
-    with open_tensors(path, options) as file:
-        total, done = sum(part.size for part in file.tensors) * len(scores), 0
-        for batch in batches(file):
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_tensors(file, options)) for file in list_files(path, options)]
+        total, done = sum(part.size for file in files for part in file.tensors) * len(scores), 0
+        for batch in batches(files):
             for score in scores:
                 score.run(batch)
                 done += sum(len(tensor.data) for tensor in batch)
@@ -91,12 +94,11 @@ def compare(
     return Comparison(path, options.thread_count, scores, absent)
 
 
-def batches(file: TensorFile) -> Iterator[list[Tensor]]:
-    """The file's tensors in memory, each batch of one dtype and of at most BATCH_BYTES or one tensor."""
+def batches(files: Iterable[TensorFile]) -> Iterator[list[Tensor]]:
+    """The files' tensors in memory, each batch of one dtype and of at most BATCH_BYTES or one tensor."""
     pending: dict[str, list[Tensor]] = {}
-    for part in file.tensors:
-        if part.size == 0:
-            continue
+    parts = [(file, part) for file in files for part in file.tensors if part.size]
+    for file, part in parts:
         for tensor in columns(file, part):
             batch = pending.setdefault(tensor.dtype.name, [])
             if batch and sum(len(held.data) for held in batch) + len(tensor.data) > BATCH_BYTES:

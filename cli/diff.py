@@ -95,7 +95,7 @@ def show(found: Difference) -> None:
 
 def cells(tensor: TensorDifference) -> list[str]:
     left, right, distance = tensor.left, tensor.right, tensor.distance
-    name = tensor.name if tensor.file is None else f"{tensor.file}: {tensor.name}"
+    name = (tensor.name or "–") if tensor.file is None else f"{tensor.file}: {tensor.name}"
     forms = [form for form in (left, right) if form is not None]
     types, shapes = (
         dict.fromkeys(part)

@@ -128,7 +128,7 @@ def show(found: Inspection) -> None:
 
 def cells(tensor: TensorInspection) -> list[str]:
     return [
-        tensor.name,
+        tensor.name or "–",
         tensor.dtype,
         text.shape(tensor.shape),
         text.size(tensor.original_size),

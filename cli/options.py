@@ -12,10 +12,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class FilePath(click.Path):
-    """A path as the user wrote it; whether it exists is the library's question, answered with exit code 1."""
+    """A path as the user wrote it; what it is and may be read is the library's question, answered with exit code 1."""
 
     def __init__(self) -> None:
-        super().__init__(path_type=Path)
+        super().__init__(path_type=Path, readable=False)
 
 
 def source(command: Command) -> Command:

@@ -18,11 +18,18 @@ RANKED_BYTES = 4096  # a tensor below this is all header: no news among the best
 
 @dataclass(frozen=True)
 class Row:
-    """A tensor in its file. name: with the folder of the file below the directory, if there is one."""
+    """A tensor in its file. place: what is said of the file before the tensor's name."""
 
-    name: str
-    file: str
+    place: str
     tensor: TensorInspection
+
+    @property
+    def name(self) -> str:
+        return self.place + self.tensor.name
+
+    @property
+    def layer(self) -> str:
+        return self.place + layer_name(self.tensor.name)
 
     @property
     def held(self) -> float:
@@ -76,13 +83,24 @@ class Layer:
 
 
 def tensor_rows(root: Path, inspections: Sequence[Inspection]) -> list[Row]:
-    """All tensors, in the order of files and data."""
+    """All tensors, in the order of files and data. They are known by the folder of their file, if it is not `root`,
+    and their name; by the file where that is not enough, as diff shows them.
+    """
+    placed = [(place(root, found.path), tensor) for found in inspections for tensor in found.tensors]
+    count = Counter((folder, tensor.name) for (folder, _), tensor in placed)
     rows = []
-    for found in inspections:
-        file = PurePosixPath(found.path.relative_to(root).as_posix() if found.path != root else root.name)
-        folder = "" if file.parent == PurePosixPath() else f"{file.parent}/"
-        rows += [Row(folder + tensor.name, str(file), tensor) for tensor in found.tensors]
+    for (folder, file), tensor in placed:
+        if not tensor.name:
+            rows.append(Row(file, tensor))
+        else:
+            rows.append(Row(folder if count[folder, tensor.name] == 1 else f"{file}: ", tensor))
     return rows
+
+
+def place(root: Path, path: Path) -> tuple[str, str]:
+    """The folder of a file below a directory, "" or with a slash at its end, and the file."""
+    file = PurePosixPath(path.relative_to(root).as_posix() if path != root else root.name)
+    return "" if file.parent == PurePosixPath() else f"{file.parent}/", str(file)
 
 
 def layer_name(name: str) -> str:
@@ -101,8 +119,7 @@ def by_layer(rows: Iterable[Row], most: int) -> list[Layer]:
     """In natural order. Of more than `most` the smallest are one layer, the last."""
     layers: dict[str, Layer] = {}
     for row in rows:
-        name = layer_name(row.name)
-        layers.setdefault(name, Layer(name)).add(row)
+        layers.setdefault(row.layer, Layer(row.layer)).add(row)
     ranked = sorted(layers.values(), key=lambda layer: -layer.original)
     shown, others = ranked[:most], ranked[most:]
     shown.sort(key=lambda layer: natural(layer.name))

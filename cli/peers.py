@@ -200,9 +200,9 @@ def scratch(needed: int) -> str | None:
 def write_safetensors(path: Path, batch: Sequence[Tensor]) -> None:
     header: dict[str, Any] = {}
     position = 0
-    for tensor in batch:
+    for number, tensor in enumerate(batch):
         end = position + len(tensor.data)
-        header[tensor.name] = {
+        header[f"{number} {tensor.name}"] = {  # files of a directory may have the same names
             "dtype": tensor.dtype.name,
             "shape": tensor.shape,
             "data_offsets": [position, end],

@@ -69,6 +69,11 @@ class ArchiveSource:
         for start, target in sorted(partial, key=lambda item: item[0]):
             target[:] = self.read(start, len(target))
 
+    def forget(self) -> None:
+        """See kinds.part.Source."""
+        if self.archive.file is not None:
+            self.archive.file.forget()
+
     def _number(self, position: int) -> int:
         return bisect.bisect_right(self._starts, position) - 1
 
@@ -90,7 +95,7 @@ def open_source(path: Path, options: Options) -> Iterator[Source]:
             if is_archive(file):
                 yield ArchiveSource(replace(Archive.parse(file.view, path), file=file), options)
             else:
-                yield ViewSource(file.view)
+                yield ViewSource(file.view, file)
     except NeuzipError as error:
         error.at(file=path)
         raise

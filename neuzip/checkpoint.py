@@ -15,6 +15,7 @@ from neuzip.errors import InvalidArgument
 from neuzip.files import FileBytes, drop_cache, storage
 from neuzip.manifest import ARCHIVE, CONTAINER, COPY
 from neuzip.report import PLAIN, FileReport, Meter, Progress, Report
+from neuzip.safetensors_header import LENGTH
 from neuzip.task import Task
 
 __all__ = ["FileReport", "Progress", "Report", "compress_file", "decompress_file", "verify_file"]
@@ -101,10 +102,10 @@ def verify_file(
 ) -> Report:
     """Decodes a compressed file or directory and checks all checksums and sha256s, writing nothing.
 
-    Of a plain safetensors file or directory only the structure can be checked, of another plain file nothing.
+    Of a plain safetensors file or directory only the structure can be checked.
 
     Raises DamagedFile, whose damages are all damaged chunks, tensors and files; CorruptFrame, TruncatedInput or
-    UnsupportedFormat if not even the header can be read; StorageError; InvalidArgument for a file of no kind.
+    UnsupportedFormat if not even the header can be read; StorageError; InvalidArgument for another plain file.
     """
     source, options = Path(src), Options(threads=threads, backend=backend)
     if source.is_dir():
@@ -189,11 +190,16 @@ def _salvage(task: Task) -> Report:
 
 
 def _coding(path: Path) -> str:
-    """What to open a file as: a container, unless it begins as an archive or its name is that of one."""
+    """What to open a file as, by its beginning or its name. Raises InvalidArgument for a plain file of another kind."""
     coding = member.guess_coding(path)
-    if coding == COPY:
-        return ARCHIVE if path.suffix == _INFIX else CONTAINER
-    return coding
+    if coding != COPY:
+        return coding
+    if path.suffix == _INFIX:
+        return ARCHIVE
+    with FileBytes(path) as file:
+        if bytes(file.view[LENGTH.size : LENGTH.size + 1]) != b"{":
+            raise InvalidArgument("neither compressed nor a safetensors file", file=path)
+    return CONTAINER
 
 
 def _report(source: Path, destination: Path | None, file: FileReport, started: float) -> Report:

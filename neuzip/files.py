@@ -106,8 +106,10 @@ class FileBytes:
         self._file: io.FileIO | None = None
         with storage(path):
             # Asked first: opening a pipe would wait for a writer.
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise InvalidArgument("not a regular file", file=path)
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode):
+                what = "a directory, not a file" if stat.S_ISDIR(mode) else "not a regular file"
+                raise InvalidArgument(what, file=path)
             with ExitStack() as stack:
                 file = stack.enter_context(io.FileIO(path))
                 self._status = os.fstat(file.fileno())
@@ -187,12 +189,11 @@ def refuse_existing(destination: Path, *, force: bool, directory: bool) -> None:
             mode = destination.lstat().st_mode
         except FileNotFoundError:
             return
+    if directory != stat.S_ISDIR(mode) and (directory or not stat.S_ISLNK(mode)):
+        kind = "not a directory" if directory else "a directory" if stat.S_ISDIR(mode) else "not a file"
+        raise InvalidArgument(f"the destination exists and is {kind}", file=destination)
     if not force:
         raise InvalidArgument("the destination exists; force replaces it", file=destination)
-    if directory != stat.S_ISDIR(mode):
-        kind = "not a directory" if directory else "not a file"
-        if directory or not stat.S_ISLNK(mode):
-            raise InvalidArgument(f"the destination exists and is {kind}", file=destination)
 
 
 @contextmanager

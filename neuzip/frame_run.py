@@ -6,12 +6,11 @@ A frame of a tensor of some kilobytes is coded in a few microseconds, which is w
 from __future__ import annotations
 
 import itertools
-import struct
 from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from neuzip import _native
+from neuzip import _abi, _native
 from neuzip._native import Bytes
 from neuzip._system import address, room
 from neuzip.codec import LEVELS, Options
@@ -38,8 +37,8 @@ class TensorPlace(NamedTuple):
     shape: tuple[int, ...]
 
 
-_DECODE_JOB = struct.Struct("@PQPQPiiii")  # nz_decode_frame_job
-_ENCODE_JOB = struct.Struct("@PQPiiiiPQQi4x")  # nz_encode_frame_job
+_DECODE_JOB = _abi.packed(_abi.DecodeFrameJob)
+_ENCODE_JOB = _abi.packed(_abi.EncodeFrameJob)
 
 
 def decode_run(frames: Bytes, out: Bytes, places: Sequence[FramePlace], options: Options) -> list[int]:

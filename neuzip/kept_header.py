@@ -73,10 +73,10 @@ def _without_metadata(text: bytes, length: int) -> bytes | None:
     if found is None:
         return None
     grown = len(text) - length - len(found[0])
+    start, end = found.span()
     for before, behind, original in (form for form in _FORMS if form.growth == grown):
-        start, end = found.start() - len(before), found.end()
-        if text.startswith(before, max(start, 0)) and text.startswith(behind, end):
-            return text[:start] + original + text[end + len(behind) :]
+        if text.endswith(before, 0, start) and text.startswith(behind, end):
+            return text[: start - len(before)] + original + text[end + len(behind) :]
     return None
 
 

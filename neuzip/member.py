@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from neuzip.archive import Archive
 
 SUFFIX = ".safetensors"
-# What is not UTF-8 in its first bytes is no configuration and no vocabulary, but these are.
+# What is not UTF-8 in its first bytes, or has a NUL, is no configuration and no vocabulary, but these are. A GGUF file
+# with a long vocabulary is UTF-8 for as long; so are numbers of external data that begin with zeros.
 _TEXT_BYTES = 1 << 16
 _TOKENIZERS = (".model", ".spm")
 
@@ -122,11 +123,12 @@ def to_archive(file: FileBytes) -> bool:
     """Whether a directory should have a file as an archive: not what libraries read out of it as it is."""
     if is_archive(file) or file.path.suffix in _TOKENIZERS:
         return False
+    head = bytes(file.view[:_TEXT_BYTES])
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(bytes(file.view[:_TEXT_BYTES]))
+        codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return True
-    return False
+    return b"\0" in head
 
 
 def restore(packed: Packed, draft: Path, destination: Path, options: Options, advance: Advance) -> Record:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from neuzip import _native
 from neuzip._native import Words
-from neuzip.codec import Coding, EncodeRun, Options, Plan, encode_runs, make_plan
+from neuzip.codec import EncodeRun, Options, Plan, encode_runs, make_plan
 from neuzip.errors import InvalidArgument
 from neuzip.frame import header_bytes
 from neuzip.layouts import DType
 from neuzip.pages import Bytes, in_pages, pages
-from neuzip.tables import Tables
+from neuzip.tables import JoinedPlan
 
 
 class PiecewiseEncoder:
@@ -40,9 +39,7 @@ class PiecewiseEncoder:
             raise InvalidArgument(f"shape {tuple(shape)} of {dtype.name} does not fill whole bytes")
         self._size = size
         self._allocate = allocate
-        self._plan: Plan | None = None
-        self._tables = Tables()
-        self._taken = 0
+        self._joined = JoinedPlan()
         self._chunks: list[Any] = []
         self._indices: list[Words] = []
 
@@ -52,29 +49,21 @@ class PiecewiseEncoder:
 
         Raises InvalidArgument if a piece is not, or goes beyond the tensor.
         """
-        data = self._bytes(piece)
-        size = len(data)
-        first = self._plan or self._make_plan(data)
-        if self._taken % first.chunk_size or self._taken + size > self._size:
-            raise InvalidArgument(f"{size} bytes do not continue a tensor of {self._size} at {self._taken}")
-        plan = self._make_plan(data) if self._plan else first
-        if plan.coding is not first.coding or not self._tables.takes(plan.table):
-            # Chunks without a table of the tensor may bring their own (§4, mode local).
-            plan = replace(first, table=b"", size=size)
+        data, taken = self._bytes(piece), self._joined.size
+        plan = self._make_plan(data)
+        if taken % (self._joined.first or plan).chunk_size or taken + len(data) > self._size:
+            raise InvalidArgument(f"{len(data)} bytes do not continue a tensor of {self._size} at {taken}")
+        plan = self._joined.fitted(plan)
         chunks, index = self._encode(data, plan)
-        if plan.coding is Coding.PLANES:
-            self._tables.add(plan.table, self._taken // plan.chunk_size)
-        self._plan = first
-        self._taken += size
+        self._joined.add(plan)
         self._chunks.append(chunks)
         self._indices.append(index)
 
     def finish(self) -> Any:
         """The frame, uint8. Raises InvalidArgument if pieces are missing."""
-        if self._taken != self._size:
-            raise InvalidArgument(f"{self._taken} bytes of a tensor of {self._size} have been given")
-        first = self._plan or make_plan(memoryview(b""), self._dtype.layout, self._options)
-        plan = replace(first, table=self._tables.blob(), size=self._size)
+        if self._joined.size != self._size:
+            raise InvalidArgument(f"{self._joined.size} bytes of a tensor of {self._size} have been given")
+        plan = self._joined.whole(self._dtype.layout, self._size, self._options)
         index = np.concatenate([np.empty(0, np.uint32), *self._indices])
         return self._join(header_bytes(self._dtype, self._shape, plan, self._options.level, index))
 

@@ -101,8 +101,8 @@ def read_tensors(
                 _read_small(container, run, room, framework, options, tensors)
             else:
                 _read_kept(container, run, framework, options, tensors)
-        for run in kept.runs([e for e in large if not container.is_frame(e.name)], BATCH_BYTES):
-            _read_kept(container, run, framework, options, tensors)
+        whole = [entry for entry in large if not container.is_frame(entry.name)]
+        _read_kept(container, whole, framework, options, tensors)
         frames: list[tuple[str, Bytes]] = []
         framed = [entry for entry in large if container.is_frame(entry.name)]
         for name, _, _, _, _ in framed:
@@ -137,28 +137,27 @@ def _read_small(
 
 def _read_kept(
     container: Container,
-    run: Sequence[Entry],
+    entries: Sequence[Entry],
     framework: Framework,
     options: Options,
     tensors: dict[str, Any],
 ) -> None:
-    """Reads uncompressed tensors that lie one behind the other. run: entries of the original."""
-    run = [container.header.entries[entry.name] for entry in run]
-    first, name = run[0], run[0].name
-    try:
-        if first.size > BATCH_BYTES:
-            shape = framework.native_shape(first.dtype, first.shape)
-            blank = framework.blank(first.dtype, shape)
-            read_bytes(container, first, 0, framework.memory(blank), options)
-            tensors[name] = framework.finish(blank, first.dtype, shape)
-            return
-        data = container.kept_run(run, verify=options.verify)
-        base = first.start
-        for name, dtype, shape, start, end in run:
-            tensors[name] = framework.copied(data[start - base : end - base], dtype, shape)
-        container.forget()
-    except NeuzipError as error:
-        raise error.at(file=container.path, tensor=name) from None
+    """Reads uncompressed tensors, together what lies one behind the other in this file. entries: of the original."""
+    for run in kept.runs([container.header.entries[entry.name] for entry in entries], BATCH_BYTES):
+        first, name = run[0], run[0].name
+        try:
+            if first.size > BATCH_BYTES:
+                shape = framework.native_shape(first.dtype, first.shape)
+                blank = framework.blank(first.dtype, shape)
+                read_bytes(container, first, 0, framework.memory(blank), options)
+                tensors[name] = framework.finish(blank, first.dtype, shape)
+                continue
+            data = container.kept_run(run, verify=options.verify)
+            for name, dtype, shape, start, end in run:
+                tensors[name] = framework.copied(data[start - first.start : end - first.start], dtype, shape)
+            container.forget()
+        except NeuzipError as error:
+            raise error.at(file=container.path, tensor=name) from None
 
 
 def _decode_frames(container: Container, frames: Sequence[tuple[str, Bytes]], options: Options) -> None:

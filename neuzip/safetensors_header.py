@@ -16,6 +16,11 @@ from neuzip.layouts import DTYPES, DType
 HEADER_LIMIT = 100_000_000
 METADATA_KEY = "__metadata__"
 LENGTH = struct.Struct("<Q")
+# What people take for a safetensors file because of its name, or give to what reads only these.
+_OTHERS = (
+    (b"version https://git-lfs", "a Git LFS pointer to one, which `git lfs pull` fetches"),
+    (b"NZAR", "an archive of neuzip (.nz)"),
+)
 
 # In floats.toml for frames only: the safetensors library has no such type.
 _FRAMES_ONLY = frozenset({"C128"})
@@ -80,6 +85,9 @@ def parse_file(data: Any, *, whole: bool = True) -> SafetensorsHeader:
         raise TruncatedInput(f"{len(data)} bytes are too few for a safetensors file")
     (length,) = LENGTH.unpack(data[: LENGTH.size])
     if length > HEADER_LIMIT:
+        for beginning, what in _OTHERS:
+            if bytes(data[: len(beginning)]) == beginning:
+                raise CorruptFrame(f"not a safetensors file but {what}", offset=0)
         raise CorruptFrame(
             f"not a safetensors file: a header of {length} bytes is more than {HEADER_LIMIT}", offset=0
         )

@@ -1,4 +1,4 @@
-"""Table blobs (spec §5) of a tensor that is looked at a piece at a time, joined into one."""
+"""The plan of a tensor that is looked at a piece at a time: table blobs (spec §5) joined into one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import replace
 
-from neuzip.codec import Coding, Options, Plan, make_plan
+from neuzip.codec import Options, Plan, make_plan
 from neuzip.layouts import Layout
 
 # The kinds and sizes of a table blob's parts (spec §5).
@@ -19,29 +19,49 @@ _MAX_ENTRIES = 0xFFFF
 
 
 def plan_pieces(plans: Iterable[Plan], layout: Layout, size: int, options: Options) -> Plan:
-    """The plan of a tensor of `size` bytes out of those of its pieces, of which all but the last are whole chunks.
-
-    Where a piece would have tables of another kind than those before, it goes without, and its chunks may bring their
-    own (§4, mode local).
-    """
-    tables, first, at = Tables(), None, 0
+    """The plan of a tensor of `size` bytes out of those of its pieces, as JoinedPlan joins them."""
+    joined = JoinedPlan()
     for plan in plans:
-        first = first or plan
-        if plan.coding is Coding.PLANES and tables.takes(plan.table):
-            tables.add(plan.table, at // plan.chunk_size)
-        at += plan.size
-    first = first or make_plan(memoryview(b""), layout, options)
-    return replace(first, table=tables.blob(), size=size)
+        joined.add(joined.fitted(plan))
+    return joined.whole(layout, size, options)
 
 
-class Tables:
-    """The table blobs of pieces, joined into one."""
+class JoinedPlan:
+    """The plans of a tensor's pieces, of which all but the last are whole chunks, joined into one: that of the first,
+    with the tables of all.
+    """
 
     def __init__(self) -> None:
+        self.first: Plan | None = None
+        self.size = 0
+        """Original bytes of the pieces so far."""
         self._kind = 0
         self._entries: list[bytes] = []
 
-    def takes(self, blob: bytes) -> bool:
+    def fitted(self, plan: Plan) -> Plan:
+        """What can be joined of the next piece's plan: not its tables, where they are of another kind than those
+        before. Its chunks may then bring their own (§4, mode local).
+        """
+        first = self.first or plan
+        if plan.coding is first.coding and self._takes(plan.table):
+            return plan
+        return replace(first, table=b"", size=plan.size)
+
+    def add(self, plan: Plan) -> None:
+        """Joins a fitted plan."""
+        self._join(plan.table, self.size // plan.chunk_size)
+        self.first = self.first or plan
+        self.size += plan.size
+
+    def whole(self, layout: Layout, size: int, options: Options) -> Plan:
+        """The plan of the tensor, of `size` bytes."""
+        first = self.first or make_plan(memoryview(b""), layout, options)
+        table = (
+            _BLOB.pack(self._kind, 0, len(self._entries)) + b"".join(self._entries) if self._entries else b""
+        )
+        return replace(first, table=table, size=size)
+
+    def _takes(self, blob: bytes) -> bool:
         """Whether a blob can be joined: all entries have one kind (§5)."""
         if not blob:
             return True
@@ -50,7 +70,7 @@ class Tables:
         kind, _, count = _BLOB.unpack_from(blob)
         return kind == (self._kind or kind) and len(self._entries) + count <= _MAX_ENTRIES
 
-    def add(self, blob: bytes, first_chunk: int) -> None:
+    def _join(self, blob: bytes, first_chunk: int) -> None:
         """Joins a blob whose chunks begin at ``first_chunk`` of the tensor."""
         if not blob:
             return
@@ -62,11 +82,6 @@ class Tables:
             first = _FIRST_CHUNK.unpack_from(blob, at)[0] + first_chunk if self._entries else 0
             self._entries.append(_FIRST_CHUNK.pack(first) + blob[at + _FIRST_CHUNK.size : end])
             at = end
-
-    def blob(self) -> bytes:
-        if not self._entries:
-            return b""
-        return _BLOB.pack(self._kind, 0, len(self._entries)) + b"".join(self._entries)
 
 
 def _entry_size(kind: int, blob: bytes, at: int) -> int:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from neuzip.archive import Archive
 from neuzip.archive_source import ArchiveSource, open_source
 from neuzip.codec import Options
 from neuzip.container import Container
@@ -58,13 +57,15 @@ class TensorFile(Protocol):
 
 
 def list_files(path: Path, options: Options) -> list[Path]:
-    """The files with tensors at `path`: itself, or those below a directory, sorted.
+    """The files with tensors at `path`: itself, or those below a directory, sorted. Links to directories are not
+    followed.
 
-    Raises InvalidArgument if a directory has none, StorageError; of a broken archive what Archive.open raises.
+    Raises InvalidArgument if a directory has none, StorageError; of a damaged archive what decoding it raises.
     """
     if not path.is_dir():
         return [path]
-    found = [file for _, file in walk_files(path) if file.suffix == SUFFIX or _has_tensors(file, options)]
+    files = [file for _, file in walk_files(path) if not file.is_dir()]
+    found = [file for file in files if file.suffix == SUFFIX or _has_tensors(file, options)]
     if not found:
         raise InvalidArgument("the directory has no files with tensors", file=path)
     return found
@@ -72,9 +73,10 @@ def list_files(path: Path, options: Options) -> list[Path]:
 
 def _has_tensors(path: Path, options: Options) -> bool:
     with open_source(path, options) as source:
-        if isinstance(source, ArchiveSource):
-            return source.archive.kind != Kind.OTHER
-        return bool(find_parts(source, path).parts)
+        if _find_parts(source, path, options):
+            return True
+        _check_intact(source, options)
+        return False
 
 
 @contextmanager
@@ -129,18 +131,17 @@ class _SourceTensors:
         self.path = path
         self.original_size = source.size
         self.compressed_size = None if self._archive is None else len(self._archive.view)
-        self.tensors = find_parts(source, path).parts
+        self.tensors = _find_parts(source, path, options)
         self._starts = [] if self._archive is None else [s.start for s in self._archive.segments]
         if not self.tensors:
-            _check_intact(self._archive, options)
-            raise InvalidArgument("no tensors are known in a file of this kind", file=path)
+            _check_intact(source, options)
+            raise InvalidArgument("no tensors are found in this file", file=path)
 
     def read(self, part: Part, start: int, out: Any) -> None:
         self._source.fill([(part.start + start, out)])
 
     def forget(self) -> None:
-        if self._archive is not None and self._archive.file is not None:
-            self._archive.file.forget()
+        self._source.forget()
 
     def held(self, part: Part) -> Held | None:
         if self._archive is None:
@@ -159,8 +160,12 @@ class _SourceTensors:
         return Held(round(size), tuple(frames), records, "shared")
 
 
-def _check_intact(archive: Archive | None, options: Options) -> None:
-    """Raises CorruptFrame if an archive in which tensors were known is damaged: so none would be found."""
-    if archive is not None and archive.kind != Kind.OTHER:
-        for _ in archive.pieces(options):
+def _find_parts(source: Source, path: Path, options: Options) -> tuple[Part, ...]:
+    return find_parts(source, path, lambda beside: open_source(beside, options)).parts
+
+
+def _check_intact(source: Source, options: Options) -> None:
+    """Raises CorruptFrame if this is a damaged archive in which tensors were known: so none would be found."""
+    if isinstance(source, ArchiveSource) and source.archive.kind != Kind.OTHER:
+        for _ in source.archive.pieces(options):
             pass

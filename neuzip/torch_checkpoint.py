@@ -22,6 +22,8 @@ from neuzip.manifest import is_archive
 
 # Of dicts, lists and tuples in each other; a checkpoint has about five.
 _DEPTH_LIMIT = 64
+# Read at a time, and then let go of what the file was mapped to for it.
+_BATCH_BYTES = 64 << 20
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
@@ -54,7 +56,18 @@ def _read_storages(source: Source, file: TorchFile, device: torch.device) -> dic
         if tensor is not None:
             sizes[tensor.storage.key] = _checked_size(file, tensor.storage, name)
     found = {key: torch.empty(size, dtype=torch.uint8) for key, size in sizes.items()}
-    source.fill([(file.data[key][0], data.numpy()) for key, data in found.items()])
+    batch: list[tuple[int, Any]] = []
+    size = 0
+    for key, data in found.items():
+        for at in range(0, len(data), _BATCH_BYTES):
+            part = data.numpy()[at : at + _BATCH_BYTES]
+            batch.append((file.data[key][0] + at, part))
+            size += len(part)
+            if size >= _BATCH_BYTES:
+                source.fill(batch)
+                source.forget()
+                batch, size = [], 0
+    source.fill(batch)
     for key in found:  # one by one, so that host memory is let go as the device's is taken
         found[key] = found[key].to(device)
     return found

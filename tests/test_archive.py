@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoint_files import snapshot
+from gguf_file import Tensor, array, build, pair, string
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors_file import weights
@@ -197,11 +198,17 @@ def test_a_mixed_directory(folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer.model").write_bytes(b"\xff\xfe" + bytes(5000))
     (folder / "noise.bin").write_bytes(NOISE)
     (folder / "long.txt").write_text("ü" * 70_001, encoding="utf-8")
+    # Both are UTF-8 for longer than is looked at.
+    (folder / "external.data").write_bytes(bytes(70_000) + weights("F32", 50_000))
+    words = pair(b"tokens", 9, array(8, [string(b"word")] * 7000))
+    matrix = Tensor("w", 30, (50_000,), weights("BF16", 50_000))
+    (folder / "vocabulary.gguf").write_bytes(build([matrix], [words]))
     (tmp_path / "a").write_bytes(bytes(5000) + b"\xff")
     compress_file(tmp_path / "a", folder / "a.nz")
     before = snapshot(folder)
     codings = {file.path: file.coding for file in compress_file(folder, remove=True).files}
-    assert codings["model.h5"] == "archive"
+    for name in "model.h5", "external.data", "vocabulary.gguf":
+        assert codings[name] == "archive", name
     assert codings["sub/adapter.safetensors"] == "container"
     for name in "tokenizer.model", "noise.bin", "long.txt", "a.nz":
         assert codings[name] == "copy", name

@@ -54,8 +54,15 @@ def test_memory_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
         file.write(with_header(text))
         for _ in range(SIZE // len(data)):
             file.write(data)
+    array = tmp_path / "a.npy"
+    with array.open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f2", "fortran_order": False, "shape": (SIZE // 2,)}
+        )
+        for _ in range(SIZE // len(data)):
+            file.write(data)
     neuzip, two = ["-m", "neuzip.cli.main"], ["-q", "--threads", "2"]
-    names = ("compress", "verify", "decompress", "plain reads", "diff")
+    names = ("compress", "verify", "decompress", "plain reads", "diff", "inspect")
     idle, *found = peaks(
         ["-c", ""],
         [*neuzip, "compress", str(source), "-o", str(packed), *two, "--backend", "mmap"],
@@ -63,6 +70,7 @@ def test_memory_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
         [*neuzip, "decompress", str(packed), "-o", str(back), *two, "--backend", "mmap"],
         [*neuzip, "compress", str(back), "-o", str(packed), *two, "--backend", "read", "--force"],
         [*neuzip, "diff", str(packed), str(source), *two],
+        [*neuzip, "inspect", str(array), *two],
     )
     above = {name: peak - idle for name, peak in zip(names, found, strict=True)}
     assert max(above.values()) < BOUND, above

@@ -83,6 +83,15 @@ def test_verify_a_plain_file(source: Path) -> None:
     assert caught.value.file == str(source)
 
 
+@pytest.mark.parametrize("data", [b"", b"text", bytes(100)], ids=["empty", "text", "zeros"])
+def test_a_file_that_neuzip_knows_nothing_of(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "model.pt").write_bytes(data)
+    for work in verify_file, lambda path: decompress_file(path, tmp_path / "out"):
+        with pytest.raises(InvalidArgument, match=r"model\.pt: neither compressed nor a safetensors file"):
+            work(tmp_path / "model.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
 def test_existing_destination(source: Path, packed: Path) -> None:
     packed.write_bytes(b"precious")
     with pytest.raises(InvalidArgument, match="exists"):
@@ -98,8 +107,9 @@ def test_existing_destination(source: Path, packed: Path) -> None:
 
 def test_a_directory_is_not_replaced_by_a_file(source: Path, tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
-    with pytest.raises(InvalidArgument, match="not a file"):
-        compress_file(source, tmp_path / "d", force=True)
+    for force in False, True:  # not said to be what force does
+        with pytest.raises(InvalidArgument, match="exists and is a directory"):
+            compress_file(source, tmp_path / "d", force=force)
 
 
 def test_the_destination_appears_only_when_complete(source: Path) -> None:

@@ -173,6 +173,13 @@ def test_bad_sources_are_one_line(command: str, tmp_path: Path) -> None:
         assert_error(run(command, empty), str(empty))
 
 
+def test_whether_a_source_may_be_read_is_no_question_of_usage(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *arguments, **options: False)
+    assert run("verify", packed).exit_code == 0  # the system allows it
+
+
 def test_names_are_escaped(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"\x1b[31mred[bold]\n:smile:": weights(5000)}, path)

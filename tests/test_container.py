@@ -21,6 +21,7 @@ from neuzip.container import BATCH_BYTES, Container
 from neuzip.container_writer import write_container
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput, UnsupportedFormat
 from neuzip.layouts import DTYPES
+from neuzip.numpy import load
 from neuzip.safetensors_header import HEADER_LIMIT
 
 OPTIONS = Options(threads=2)
@@ -294,6 +295,21 @@ SIZE = str(8 + len(TEXT) + len(PLAIN.data))
 def test_the_forger_can_write_good_containers() -> None:
     original = with_header(TEXT, b"data")
     assert restored(forged([PLAIN], TEXT, sha256=hashlib.sha256(original).hexdigest())) == original
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_frame_of_nothing_between_tensors_that_are_kept(size: int) -> None:
+    """No writer of ours makes one; in the original the two are neighbours, in the container they are not."""
+    data = np.random.default_rng(0).bytes(size)
+    ends = [Tensor(name, "U8", (size,), data) for name in "az"]
+    nothing = frame.encode(b"", DTYPES["F32"], (0,))
+    text = header_text([ends[0], Tensor("m", "F32", (0,), b""), ends[1]])
+    sums = base64.b64encode(2 * kept.checksums32(memoryview(data), kept.cut(size, size)).tobytes()).decode()
+    digest = hashlib.sha256(with_header(text, 2 * data)).hexdigest()
+    between = Tensor("m", "U8", (len(nothing),), nothing)
+    file = forged([ends[0], between, ends[1]], text, sha256=digest, checksums=sums)
+    assert restored(file) == with_header(text, 2 * data)
+    assert {name: array.tobytes() for name, array in load(file).items()} == {"a": data, "m": b"", "z": data}
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,15 @@ STRUCTURES = {
 POINTERS = (ctypes.c_void_p, ctypes.c_char_p)
 
 
+@pytest.mark.parametrize("structure", [_abi.EncodeFrameJob, _abi.DecodeFrameJob])
+def test_packed_fields_are_those_of_the_structure(structure: Any) -> None:
+    values = range(1, 1 + len(structure._fields_))
+    data = _abi.packed(structure).pack(*values)
+    assert len(data) == ctypes.sizeof(structure)
+    found = structure.from_buffer_copy(data)
+    assert [getattr(found, name) for name, _ in structure._fields_] == list(values)
+
+
 def matches(declared: str, found: Any) -> bool:
     """Whether a ctypes type stands for a C type, spaces removed."""
     name = re.sub(r"\bconst\b", "", declared).strip()

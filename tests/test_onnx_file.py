@@ -12,6 +12,7 @@ from safetensors_file import weights
 
 from neuzip.archive import Archive
 from neuzip.checkpoint import compress_file, decompress_file
+from neuzip.difference import diff_files
 from neuzip.errors import NeuzipError
 from neuzip.kinds import Kind, find_parts
 from neuzip.kinds.onnx_file import _DTYPES, read_onnx
@@ -102,6 +103,21 @@ def test_external_data(tmp_path: Path) -> None:
     assert Archive.open(alone.destination).kind == Kind.OTHER
     decompress_file(alone.destination, tmp_path / "back", force=True)
     assert (tmp_path / "back").read_bytes() == data
+
+
+def test_compressed_external_data_of_a_compressed_model(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    tensors = [onnx.numpy_helper.from_array(MATRIX[n:], f"layer.{n}.weight") for n in range(1, 90)]
+    names = {"save_as_external_data": True, "all_tensors_to_one_file": True, "location": "m.onnx.data"}
+    onnx.save(model(*tensors), folder / "m.onnx", **names)
+    packed = compress_file(folder)
+    assert [file.coding for file in packed.files] == ["archive", "archive"]
+    found = diff_files(folder, packed.destination)
+    assert (found.equal, found.tensors) == (89, ())
+    for name in "m.onnx", "m.onnx.data":
+        compress_file(folder / name, tmp_path / f"{name}.nz")
+    assert diff_files(folder, tmp_path / "m.onnx.data.nz").equal == 89
 
 
 @pytest.mark.parametrize(

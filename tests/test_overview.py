@@ -107,6 +107,25 @@ def test_the_window_leaves_out_what_is_far_away() -> None:
     assert window(Counter({7: 1}), 48) == range(7, 8)
 
 
+def test_tensors_of_one_name_are_known_by_their_files(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    values = np.arange(8, dtype=np.float32)
+    for name in "m-1-of-2.safetensors", "copy.safetensors":
+        save_file({"h.3.w": values}, tmp_path / name)
+    save_file({"h.4.w": values}, tmp_path / "m-2-of-2.safetensors")
+    save_file({"h.3.w": values}, tmp_path / "sub" / "m.safetensors")
+    np.save(tmp_path / "array.npy", values)
+    paths = [path for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    rows = overview.tensor_rows(tmp_path, [inspect_file(path) for path in paths])
+    assert [(row.name, row.layer) for row in rows] == [
+        ("array.npy", "array.npy"),
+        ("copy.safetensors: h.3.w", "copy.safetensors: h.3"),
+        ("m-1-of-2.safetensors: h.3.w", "m-1-of-2.safetensors: h.3"),
+        ("h.4.w", "h.4"),
+        ("sub/h.3.w", "sub/h.3"),
+    ]
+
+
 def test_layers(tmp_path: Path) -> None:
     names = [f"model.layers.{n}.{part}.weight" for n in (10, 9, 1) for part in ("up", "down")]
     tensors = {name: np.ones(100 * (number + 1), np.float32) for number, name in enumerate(names)}

@@ -85,6 +85,12 @@ def test_malformed_files() -> None:
         Container.parse(memoryview(original[:-1]))
     with pytest.raises(CorruptFrame, match="not a safetensors file"):
         Container.parse(memoryview(b"\x7fELF\x02\x01\x01\x00" * 100))
+    with pytest.raises(CorruptFrame, match="a Git LFS pointer"):
+        Container.parse(
+            memoryview(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+        )
+    with pytest.raises(CorruptFrame, match="an archive"):
+        Container.parse(memoryview(b"NZAR\x01\x02" + bytes(100)))
     with pytest.raises(TruncatedInput):
         Container.parse(memoryview(struct.pack("<Q", 100) + b"{}"))
     for length in range(8):

@@ -208,6 +208,16 @@ def test_bench_runs_on_any_kind(tmp_path: Path, name: str) -> None:
         assert codecs["neuzip default"]["error"] is None
 
 
+def test_bench_takes_the_files_of_a_directory_together(tmp_path: Path) -> None:
+    for name in "a.npz", "b.npz":
+        np.savez(tmp_path / name, w=np.frombuffer(weights("F32", 9000), np.float32))
+    (tmp_path / "README.md").write_text("text")
+    codecs = json.loads(run("bench", tmp_path, "-j", 1, "--json").stdout)["codecs"]
+    assert {codec["name"] for codec in codecs} >= {"neuzip default", "zstd -1"}
+    for codec in codecs:
+        assert (codec["original_size"], codec["equal"], codec["error"]) == (72_000, True, None)
+
+
 def test_what_is_too_small_is_shared(tmp_path: Path) -> None:
     np.savez(tmp_path / "s.npz", tiny=np.arange(3), big=np.frombuffer(weights("F32", 9000), np.float32))
     packed = compress_file(tmp_path / "s.npz").destination
@@ -223,6 +233,26 @@ def test_files_without_tensors(tmp_path: Path) -> None:
             diff_files(path, path)
         result = run("inspect", path)
         assert result.exit_code == 1 and str(path) in result.stderr
+
+
+def test_files_of_a_kind_without_tensors_are_passed_over(tmp_path: Path) -> None:
+    root = tmp_path / "mixed"
+    root.mkdir()
+    as_npz(root / "m.npz")
+    np.savez_compressed(root / "deflated.npz", a=np.arange(100_000))
+    (root / "empty.gguf").write_bytes(gguf_file.build([]))
+    for name in "deflated.npz", "empty.gguf":
+        compress_file(root / name)
+    (root / "folder").symlink_to(tmp_path, target_is_directory=True)
+    files = json.loads(run("inspect", root, "--json").stdout)["files"]
+    assert [Path(file["path"]).name for file in files] == ["m.npz"]
+    assert diff_files(root, root / "m.npz").equal == len(TENSORS)
+    packed = root / "deflated.npz.nz"
+    data = bytearray(packed.read_bytes())
+    data[len(data) // 2] ^= 1
+    packed.write_bytes(data)
+    with pytest.raises(CorruptFrame):
+        diff_files(root, root)
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
@@ -243,4 +273,5 @@ def test_names_are_unique(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.save((torch.ones(9), torch.zeros(9), {"w": (torch.ones(3), torch.ones(4))}), tmp_path / "t.pt")
     assert [tensor.name for tensor in inspect_file(tmp_path / "t.pt").tensors] == ["", " (2)", "w", "w (2)"]
+    assert "\n–  " in run("inspect", tmp_path / "t.pt").stdout
     assert diff_files(tmp_path / "t.pt", tmp_path / "t.pt").equal == 4

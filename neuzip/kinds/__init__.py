@@ -7,8 +7,8 @@ rules of its kind is a file of no kind.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from importlib import import_module
@@ -40,10 +40,22 @@ class Structure:
     parts: tuple[Part, ...]
 
 
-def find_parts(source: Source, path: Path | None = None) -> Structure:
+@contextmanager
+def open_plain(path: Path) -> Iterator[Source]:
+    """The bytes of a file."""
+    with FileBytes(path) as file:
+        yield ViewSource(file.view)
+
+
+def find_parts(
+    source: Source,
+    path: Path | None = None,
+    opened: Callable[[Path], AbstractContextManager[Source]] = open_plain,
+) -> Structure:
     """What is in a file. Of a broken one, and one of no kind, nothing is known.
 
     path: of the file, if what lies beside it may say what it is: ONNX models have tensors in files of their own.
+    opened: what opens a file beside it.
     """
     head = bytes(source.read(0, min(_HEAD_BYTES, source.size)))
     for kind, at, beginning, module, function in _READERS:
@@ -54,19 +66,20 @@ def find_parts(source: Source, path: Path | None = None) -> Structure:
                 continue
             if parts is not None:
                 return Structure(kind, tuple(_disjoint(parts, source.size)))
-    external = _external(path, source.size) if path is not None else []
+    external = _external(path, source.size, opened) if path is not None else []
     return Structure(Kind.ONNX if external else Kind.OTHER, tuple(_disjoint(external, source.size)))
 
 
-def _external(path: Path, size: int) -> list[Part]:
-    """The tensors that ONNX models in the same folder have in this file."""
+def _external(path: Path, size: int, opened: Callable[[Path], AbstractContextManager[Source]]) -> list[Part]:
+    """The tensors that ONNX models in the same folder have in this file. Either may be an archive, under its name."""
     found: list[Part] = []
-    for model in sorted(path.parent.glob("*.onnx"))[:_MODEL_LIMIT]:
-        with suppress(NeuzipError), FileBytes(model) as file:
-            if bytes(file.view[:1]) == magic.ONNX:
+    models = [model for pattern in ("*.onnx", "*.onnx.nz") for model in path.parent.glob(pattern)]
+    for model in sorted(models)[:_MODEL_LIMIT]:
+        with suppress(NeuzipError), opened(model) as source:
+            if bytes(source.read(0, 1)) == magic.ONNX:
                 from neuzip.kinds.onnx_file import read_external
 
-                found += read_external(ViewSource(file.view), path.name, size)
+                found += read_external(source, path.name.removesuffix(".nz"), size)
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from neuzip.errors import TruncatedInput
+from neuzip.files import FileBytes
 from neuzip.layouts import DType
 
 if TYPE_CHECKING:
@@ -82,12 +83,15 @@ class Source(Protocol):
     def fill(self, requests: list[tuple[int, Any]]) -> None:
         """Reads the bytes from each position on into the buffer beside it. Errors as for read."""
 
+    def forget(self) -> None:
+        """See FileBytes.forget."""
+
 
 class ViewSource:
-    """The bytes of a file's view (files.View)."""
+    """The bytes of a file's view (files.View). file: whose view it is, if it may let go of it."""
 
-    def __init__(self, view: Any) -> None:
-        self._view = view
+    def __init__(self, view: Any, file: FileBytes | None = None) -> None:
+        self._view, self._file = view, file
 
     @property
     def size(self) -> int:
@@ -105,6 +109,11 @@ class ViewSource:
         for start, out in requests:
             target = memoryview(out).cast("B")
             target[:] = self.read(start, len(target))
+
+    def forget(self) -> None:
+        """See Source."""
+        if self._file is not None:
+            self._file.forget()
 
 
 def check_range(source: Source, start: int, size: int) -> None:
