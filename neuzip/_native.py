@@ -44,25 +44,23 @@ Words = Any
 
 def _library_path() -> Path:
     suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-    path = Path(__file__).with_name(f"_codec{suffix}")
-    if not path.exists():
-        # An editable install keeps the built library apart from the sources; the resource loader knows where.
-        from importlib import resources
-
-        path = Path(str(resources.files("neuzip").joinpath(path.name)))
-    if not path.exists():
-        raise ImportError(f"neuzip's codec library {path.name} is not installed; reinstall neuzip-codec")
-    return path
+    name = f"_codec{suffix}"
+    # An editable install keeps the built library apart from the sources; both are in the package's path.
+    for folder in sys.modules["neuzip"].__path__:
+        if (path := Path(folder, name)).exists():
+            return path
+    raise ImportError(f"neuzip's codec library {name} is not installed; reinstall neuzip-codec")
 
 
 def _load() -> tuple[ctypes.CDLL, Path]:
     path = _library_path()
     library = ctypes.CDLL(str(path))
+    # Asked first: a library of another version need not have all the functions.
+    if (version := library.nz_abi_version()) != ABI_VERSION:
+        raise ImportError(f"{path} has ABI version {version}, expected {ABI_VERSION}; reinstall neuzip-codec")
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    if library.nz_abi_version() != ABI_VERSION:
-        raise ImportError(f"{path} has ABI version {library.nz_abi_version()}, expected {ABI_VERSION}")
     return library, path
 
 

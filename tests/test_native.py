@@ -333,3 +333,10 @@ def test_others_may_set_the_types_of_shared_functions(monkeypatch: pytest.Monkey
     out = bytearray(len(data))
     frame.decode(frame.encode(data, DTYPES["BF16"], (512,)), out)
     assert out == data
+
+
+def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "ABI_VERSION", 99)
+    monkeypatch.setitem(_native.SIGNATURES, "nz_of_another_version", (None, []))
+    with pytest.raises(ImportError, match=f"has ABI version {_abi.ABI_VERSION}, expected 99"):
+        _native._load()
