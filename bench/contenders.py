@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
-from data import Dataset, dtype_row
+from data import Dataset
 from rounds import LIMIT, OURS, Contender, Label
 
 from neuzip import _native, frame
 from neuzip.cli import peers
 from neuzip.codec import Options
-from neuzip.torch import compress, decompress, memory
+from neuzip.torch import compress, decompress, dtype_of, memory
 
 LEVELS = ("default", "max")
 THREADS = 2  # beside one
@@ -58,7 +58,7 @@ class Neuzip:
 
     def encode(self) -> list[bytes]:
         return frame.encode_many(
-            [(memory(tensor), dtype_row(tensor), tuple(tensor.shape)) for tensor in self.data.tensors],
+            [(memory(tensor), dtype_of(tensor.dtype), tuple(tensor.shape)) for tensor in self.data.tensors],
             self.options,
         )
 

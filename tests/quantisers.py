@@ -45,6 +45,16 @@ def _packed(codes: Array, bits: int, width: int = 32) -> Array:
     return np.bitwise_or.reduce(shifted, axis=2).reshape(len(codes), -1)
 
 
+def _symmetric(groups: Array, largest: int, zero: int, most: int) -> tuple[Array, Array, Array]:
+    """Codes of groups (blocks, groups, elements), `zero` for 0; scales, of which `largest` are a group's largest, up to
+    `most`; and their scale.
+    """
+    scales, d = _stepped(np.abs(groups).max(axis=2) / largest, most)
+    scales = np.maximum(scales, 1)
+    step = (d.astype(np.float32)[:, None] * scales)[:, :, None]
+    return (np.rint(groups / step).clip(-zero, zero - 1) + zero).astype(np.uint8), scales, d
+
+
 def q2_k(weights: Array) -> Array:
     """Blocks of 84 bytes: 16 scales and minima of four bits, codes of two bits, the scales of both."""
     codes, scales, minima, d, dmin = _affine(weights.reshape(-1, 16, 16), 3, 15)
@@ -54,11 +64,7 @@ def q2_k(weights: Array) -> Array:
 
 def q3_k(weights: Array) -> Array:
     """Blocks of 110 bytes: the codes' high bit, their two low bits, 16 scales of six bits, their scale."""
-    groups = weights.reshape(-1, 16, 16)
-    scales, d = _stepped(np.abs(groups).max(axis=2) / 4, 31)
-    scales = np.maximum(scales, 1)
-    step = (d.astype(np.float32)[:, None] * scales)[:, :, None]
-    codes = (np.rint(groups / step).clip(-4, 3) + 4).astype(np.uint8)
+    codes, scales, d = _symmetric(weights.reshape(-1, 16, 16), 4, 4, 31)
     signed = scales + 32
     low, high = _packed(signed & 15, 4, 8), _packed(signed >> 4, 2, 4)
     parts = (_packed(codes >> 2, 1), _packed(codes & 3, 2), low, high, _one_a_block(d, "<f2"))
@@ -88,11 +94,7 @@ def q5_k(weights: Array) -> Array:
 
 def q6_k(weights: Array) -> Array:
     """Blocks of 210 bytes: low four bits, high two bits, 16 scales, their scale."""
-    groups = weights.reshape(-1, 16, 16)
-    scales, d = _stepped(np.abs(groups).max(axis=2) / 31, 127)
-    scales = np.maximum(scales, 1)
-    step = (d.astype(np.float32)[:, None] * scales)[:, :, None]
-    codes = (np.rint(groups / step).clip(-32, 31) + 32).astype(np.uint8)
+    codes, scales, d = _symmetric(weights.reshape(-1, 16, 16), 31, 32, 127)
     halves = codes.reshape(-1, 128)  # of each half, rows 0 and 2 share bytes, and 1 and 3
     low = _packed(halves & 15, 4, 64).reshape(-1, 128)
     high = _packed(halves >> 4, 2).reshape(-1, 64)

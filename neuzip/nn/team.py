@@ -19,7 +19,12 @@ from neuzip.codec import Options
 
 def torch_options(level: str = Options.level, chunk_log2: int = Options.chunk_log2) -> Options:
     """As many threads as torch's operators use, and the same ones where they are OpenMP's."""
-    return Options(level, torch.get_num_threads(), chunk_log2, team=_has_team())
+    return _options(level, torch.get_num_threads(), chunk_log2)
+
+
+@cache  # a token's products ask at every layer
+def _options(level: str, threads: int, chunk_log2: int) -> Options:
+    return Options(level, threads, chunk_log2, team=_has_team())
 
 
 @cache

@@ -194,18 +194,10 @@ def test_compiled(gpu: Gpus) -> None:
 
 
 def test_generation(gpu: Gpus) -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    torch.manual_seed(0)
-    plain = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
-    packed = compress_model(transformers.LlamaForCausalLM(config).to(torch.bfloat16))
+    pytest.importorskip("transformers")
+    from tiny_llama import tiny_llama
+
+    plain, packed = tiny_llama(256, 704), compress_model(tiny_llama(256, 704))
     packed.load_state_dict(plain.state_dict())
     ids = torch.tensor([[1, 5, 9, 300]], device=gpu.at(0))
     found, expected = (

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported
 
 import pytest
 import torch
@@ -15,29 +12,18 @@ from torch import nn
 pytest.importorskip("transformers")
 
 import transformers
+from tiny_llama import VOCAB, tiny_llama
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from neuzip.nn import CompressedTensor
 
-VOCAB = 512
 IDS = torch.randint(0, VOCAB, (2, 16), generator=torch.Generator().manual_seed(1))
 
 transformers.utils.logging.disable_progress_bar()
 
 
 def llama(tied: bool = False) -> nn.Module:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-    )
-    return transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    return tiny_llama(tie_word_embeddings=tied, pad_token_id=0)
 
 
 def gpt2() -> nn.Module:
