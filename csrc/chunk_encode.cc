@@ -61,8 +61,10 @@ struct OpenChunk {
   const uint8_t *payload;  // of its stream, or null (§4.5)
   Encoded encoded;         // its stream
   uint8_t *planes[kMaxWidth];
+  const uint8_t *plane0;  // the first of them, or the units themselves if that is all there is
   uint8_t plane_bytes[kMaxWidth][kMaxUnits];
-  uint8_t symbols[kMaxUnits];  // ranks, plane bytes, or symbols of the joint mode
+  const uint8_t *symbols;           // of the stream: plane 0 itself, or those below
+  uint8_t symbol_bytes[kMaxUnits];  // ranks, plane bytes with some replaced, or symbols of the joint mode
   uint8_t six[kMaxUnits / 128 * 96];
   uint8_t below[64];             // the loops may overwrite 64 bytes below the words (kernels.h)
   uint8_t words[2 * kMaxUnits];  // filled from the end
@@ -153,12 +155,14 @@ bool ranks_and_patches(const RankTable &table, const uint8_t *plane, size_t n, O
                        Encoded *encoded) {
   encoded->patch_count = 0;
   encoded->patch_bytes = 3;
-  if (!kernels().to_ranks(table, plane, open->symbols, n)) return true;
-  uint8_t *const end = open->symbols + n;
-  for (uint8_t *at = open->symbols;;) {
+  uint8_t *const ranks = open->symbol_bytes;
+  open->symbols = ranks;
+  if (!kernels().to_ranks(table, plane, ranks, n)) return true;
+  uint8_t *const end = ranks + n;
+  for (uint8_t *at = ranks;;) {
     at = static_cast<uint8_t *>(std::memchr(at, kMissing, static_cast<size_t>(end - at)));
     if (!at) return true;
-    const size_t position = static_cast<size_t>(at - open->symbols);
+    const size_t position = static_cast<size_t>(at - ranks);
     if (!add_patch(open, encoded, position, plane[position])) return false;
     *at = 0;
   }
@@ -168,20 +172,12 @@ uint8_t most_frequent(const ByteTable &table) {
   return static_cast<uint8_t>(std::max_element(table.frequency, table.frequency + 256) - table.frequency);
 }
 
-// Calls patch(position) for every symbol without a frequency, until it returns false. Such symbols are rare,
-// so eight are looked at together.
+// Calls patch(position) for every symbol without a frequency, until it returns false.
 template <typename Patch>
 bool for_each_missing(const ByteTable &table, const uint8_t *symbols, size_t n, const Patch &patch) {
-  uint8_t missing[256];
-  for (int s = 0; s < 256; s++) missing[s] = !table.frequency[s];
-  for (size_t at = 0; at < n; at += 8) {
-    const size_t end = std::min(at + 8, n);
-    uint8_t any = 0;
-    for (size_t i = at; i < end; i++) any |= missing[symbols[i]];
-    if (!any) continue;
-    for (size_t i = at; i < end; i++)
-      if (missing[symbols[i]] && !patch(i)) return false;
-  }
+  const auto next = [&](size_t at) { return at + kernels().find_missing(table, symbols + at, n - at); };
+  for (size_t at = next(0); at < n; at = next(at + 1))
+    if (!patch(at)) return false;
   return true;
 }
 
@@ -191,10 +187,14 @@ bool bytes_and_patches(const ByteTable &table, const uint8_t *plane, size_t n, O
                        Encoded *encoded) {
   encoded->patch_count = 0;
   encoded->patch_bytes = 3;
-  std::memcpy(open->symbols, plane, n);
+  open->symbols = plane;
   const uint8_t fill = most_frequent(table);
   return for_each_missing(table, plane, n, [&](size_t i) {
-    open->symbols[i] = fill;
+    if (encoded->patch_count == 0) {
+      std::memcpy(open->symbol_bytes, plane, n);
+      open->symbols = open->symbol_bytes;
+    }
+    open->symbol_bytes[i] = fill;
     return add_patch(open, encoded, i, plane[i]);
   });
 }
@@ -219,7 +219,8 @@ bool joint_and_patches(const TableCache &table, size_t n, OpenChunk *open, Encod
   std::memset(plane0 + n, table.base, blocks * 128 - n);
   std::memset(plane1 + n, 0, blocks * 128 - n);
   const uint8_t fill = most_frequent(table.byte);
-  uint8_t *const symbols = open->symbols;
+  uint8_t *const symbols = open->symbol_bytes;
+  open->symbols = symbols;
   if (!kernels().split_joint(plane0, plane1, table.base, fill, symbols, open->six, blocks))
     return for_each_missing(table.byte, symbols, n, [&](size_t i) {
       symbols[i] = fill;
@@ -291,16 +292,16 @@ void prepare_head(OpenChunk *open) {
   const TableCache &table = *open->chunk->table;
   const size_t n = open->chunk->units;
   open->head = Mode::kRaw;
-  if (table.kind == TableKind::kNone || is_constant(open->planes[0], n)) return;
+  if (table.kind == TableKind::kNone || is_constant(open->plane0, n)) return;
   Encoded *const encoded = &open->encoded;
   if (table.kind == TableKind::kJoint) {
     if (n < 2 * 128 || !joint_and_patches(table, n, open, encoded)) return;
     open->head = Mode::kJoint;
     open->payload = open->six + six_bytes(n) - kPayloadBytes;
   } else if (table.kind == TableKind::kRank) {
-    if (ranks_and_patches(table.rank, open->planes[0], n, open, encoded)) open->head = Mode::kRank;
+    if (ranks_and_patches(table.rank, open->plane0, n, open, encoded)) open->head = Mode::kRank;
   } else {
-    if (bytes_and_patches(table.byte, open->planes[0], n, open, encoded)) open->head = Mode::kByte;
+    if (bytes_and_patches(table.byte, open->plane0, n, open, encoded)) open->head = Mode::kByte;
   }
 }
 
@@ -312,8 +313,11 @@ void open_chunk(const EncodeChunk &chunk, OpenChunk *open) {
   open->writer = ChunkWriter(chunk.dst ? chunk.dst : open->bytes, layout.width);
   for (int p = 0; p < kMaxWidth; p++) open->planes[p] = open->plane_bytes[p];
   // The last plane is the first section (§4), and is most often raw.
-  if (layout.width > 1) open->planes[layout.width - 1] = open->writer.at();
-  kernels().split[layout.rotate][log2_width(layout.width)](chunk.src, open->planes, n);
+  if (layout.width > 1) {
+    open->planes[layout.width - 1] = open->writer.at();
+    kernels().split[layout.rotate][log2_width(layout.width)](chunk.src, open->planes, n);
+  }
+  open->plane0 = layout.width > 1 ? open->planes[0] : chunk.src;
   for (int p = layout.width; p-- > 2;) encode_plain(p, open->planes[p], n, open, &open->writer);
   open->payload = nullptr;
   prepare_head(open);
@@ -347,7 +351,7 @@ bool append_head(OpenChunk *open) {
 void close_chunk(EncodeChunk *chunk, OpenChunk *open) {
   if (open->head == Mode::kRaw || !append_head(open)) {
     if (open->head == Mode::kJoint) encode_plain(1, open->planes[1], chunk->units, open, &open->writer);
-    encode_plain(0, open->planes[0], chunk->units, open, &open->writer);
+    encode_plain(0, open->plane0, chunk->units, open, &open->writer);
   }
   open->writer.align();
   chunk->bytes = open->writer.begin();

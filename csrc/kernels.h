@@ -59,6 +59,9 @@ using EncodeByte = void (*)(const ByteTable *const *tables, EncodeStream *const 
 // Writes the rank of each of n plane bytes, kMissing for those without one; returns whether any is missing.
 using ToRanks = bool (*)(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, size_t n);
 
+// The first of n symbols that has no frequency; n if all have one.
+using FindMissing = size_t (*)(const ByteTable &table, const uint8_t *symbols, size_t n);
+
 // Cuts n units into planes, and back (spec §3). Exactly n units are read and written.
 using Split = void (*)(const uint8_t *units, uint8_t *const *planes, size_t n);
 using Merge = void (*)(const uint8_t *const *planes, uint8_t *units, size_t n);
@@ -80,11 +83,13 @@ struct Kernels {
   EncodeRank encode_rank;
   EncodeByte encode_byte;
   ToRanks to_ranks;
-  Split split[2][4];  // [rotate][log2 width]
-  Merge merge[2][4];
-  MergeJoint merge_joint;
-  SplitJoint split_joint;
-  uint64_t (*checksum64)(const void *data, size_t size);
+  FindMissing find_missing;
+  // Of planes.h.
+  Split split[2][4] = {};  // [rotate][log2 width]
+  Merge merge[2][4] = {};
+  MergeJoint merge_joint = nullptr;
+  SplitJoint split_joint = nullptr;
+  uint64_t (*checksum64)(const void *data, size_t size) = nullptr;
 };
 
 extern const Kernels kScalarKernels;

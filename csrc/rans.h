@@ -41,14 +41,12 @@ inline uint32_t renormalise(uint32_t x, const uint8_t **next) {
   return x;
 }
 
-// The state after encoding a symbol; frequency < 2^16.
-inline uint32_t put(uint32_t x, uint32_t frequency, uint32_t start, int bits, uint8_t **next) {
-  if (x >> (32 - bits) >= frequency) {
-    *next -= 2;
-    store_u16(*next, static_cast<uint16_t>(x));
-    x >>= 16;
-  }
-  return (x / frequency << bits) + start + x % frequency;
+// Brings a state below frequency << (32 − bits), for a symbol to be encoded.
+inline uint32_t shorten(uint32_t x, uint32_t frequency, int bits, uint8_t **next) {
+  if (x >> (32 - bits) < frequency) return x;
+  *next -= 2;
+  store_u16(*next, static_cast<uint16_t>(x));
+  return x >> 16;
 }
 
 // What the words of a stream are fetched ahead by: some 1,500 symbols.
@@ -90,12 +88,17 @@ inline uint8_t get_byte(const ByteTable &table, DecodeStream *stream, int lane) 
 }
 
 inline void put_rank(const RankTable &table, EncodeStream *stream, int lane, uint8_t rank) {
-  stream->state[lane] = put(stream->state[lane], table.frequency[rank], table.start[rank], 16, &stream->next);
+  const uint32_t frequency = table.frequency[rank];
+  const uint32_t x = shorten(stream->state[lane], frequency, 16, &stream->next);
+  stream->state[lane] = (x / frequency << 16) + table.start[rank] + x % frequency;
 }
 
 inline void put_byte(const ByteTable &table, EncodeStream *stream, int lane, uint8_t symbol) {
-  const uint32_t fc = table.frequency_start[symbol];
-  stream->state[lane] = put(stream->state[lane], fc & 0xffff, fc >> 16, table.bits, &stream->next);
+  const ByteCode &code = table.code[symbol];
+  const uint32_t frequency = code.frequency_start & 0xffff, start = code.frequency_start >> 16;
+  const uint32_t x = shorten(stream->state[lane], frequency, table.bits, &stream->next);
+  const auto quotient = static_cast<uint32_t>(uint64_t{x + code.round} * code.reciprocal >> 32 >> code.shift);
+  stream->state[lane] = x + start + quotient * ((1u << table.bits) - frequency);
 }
 
 }  // namespace

@@ -57,12 +57,6 @@ inline void place_words(uint8_t **next, __m128i words, uint64_t mask) {
 
 // Eight entries of a table. Loads one by one: gathers are slower on AMD's processors, and on Intel's since
 // their microcode guards them.
-inline __m256i look_up(const uint32_t *table, const uint8_t *index) {
-  return _mm256_setr_epi32(static_cast<int>(table[index[0]]), static_cast<int>(table[index[1]]),
-                           static_cast<int>(table[index[2]]), static_cast<int>(table[index[3]]),
-                           static_cast<int>(table[index[4]]), static_cast<int>(table[index[5]]),
-                           static_cast<int>(table[index[6]]), static_cast<int>(table[index[7]]));
-}
 inline __m256i look_up(const uint32_t *table, __m256i index) {
   const auto a = static_cast<uint64_t>(_mm256_extract_epi64(index, 0));
   const auto b = static_cast<uint64_t>(_mm256_extract_epi64(index, 1));
@@ -295,20 +289,6 @@ void decode_byte(const ByteTable *const *tables, DecodeStream *const *streams, i
 // 2^-22) < 1), which the remainder tells.
 constexpr float kLowered = 1.0f - 0x1p-21f;
 
-// y div f for y < 2^16 · f, and the remainder.
-struct Quotient {
-  __m256i q, remainder;
-};
-
-inline Quotient divide(__m256i y, __m256 y_float, __m256i f) {
-  const __m256 lowered = _mm256_mul_ps(y_float, _mm256_set1_ps(kLowered));
-  const __m256i q = _mm256_cvttps_epi32(_mm256_div_ps(lowered, _mm256_cvtepi32_ps(f)));
-  const __m256i r = _mm256_sub_epi32(y, _mm256_mullo_epi32(q, f));
-  const __m256i exact = _mm256_cmpgt_epi32(f, r);  // −1 where q is exact
-  return {_mm256_add_epi32(q, _mm256_add_epi32(exact, _mm256_set1_epi32(1))),
-          _mm256_sub_epi32(r, _mm256_andnot_si256(exact, f))};
-}
-
 // Emits the low halves of the states that are too large for their frequency, and shortens those.
 inline __m256i renormalise_down(__m256i x, __m256i keeps, uint8_t **next) {
   const uint32_t mask = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(keeps))) ^ 0xff;
@@ -385,37 +365,80 @@ void encode_rank(const RankTable *const *tables, EncodeStream *const *streams, i
   }
 }
 
-// Eight lanes: x = (x div f) << bits | start + x mod f, with x < f << (32 − bits).
-inline __m256i put_bytes(__m256i x, __m256i f, __m256i start, __m128i bits, __m128i rest, uint8_t **next) {
-  x = renormalise_down(x, _mm256_cmpgt_epi32(f, _mm256_srl_epi32(x, rest)), next);
-  // x may have its top bit set, so it is converted in halves.
-  const __m256 high = _mm256_cvtepi32_ps(_mm256_srli_epi32(x, 16));
-  const __m256 low = _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)));
-  const Quotient d = divide(x, _mm256_add_ps(_mm256_mul_ps(high, _mm256_set1_ps(65536.0f)), low), f);
-  return _mm256_add_epi32(_mm256_sll_epi32(d.q, bits), _mm256_add_epi32(d.remainder, start));
+// The codes of eight symbols, member by member.
+struct ByteCodes {
+  __m256i reciprocal, frequency_start, shift, round;
+
+  ByteCodes(const ByteCode *codes, const uint8_t *symbols) {
+    const auto code = [&](int i) { return reinterpret_cast<const __m128i *>(codes + symbols[i]); };
+    const auto row = [&](int i) { return _mm256_loadu2_m128i(code(i + 4), code(i)); };
+    const __m256i a = row(0), b = row(1), c = row(2), d = row(3);
+    const __m256i ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
+    const __m256i ab2 = _mm256_unpackhi_epi32(a, b), cd2 = _mm256_unpackhi_epi32(c, d);
+    reciprocal = _mm256_unpacklo_epi64(ab, cd), frequency_start = _mm256_unpackhi_epi64(ab, cd);
+    shift = _mm256_unpacklo_epi64(ab2, cd2), round = _mm256_unpackhi_epi64(ab2, cd2);
+  }
+};
+
+// The high halves of the products of eight unsigned numbers.
+inline __m256i multiply_high(__m256i a, __m256i b) {
+  const __m256i even = _mm256_mul_epu32(a, b);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
+  return _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
 }
 
-void encode_byte_stream(const ByteTable &table, EncodeStream *stream, size_t steps) {
-  const __m128i bits = _mm_cvtsi32_si128(table.bits), rest = _mm_cvtsi32_si128(32 - table.bits);
-  const __m256i half = _mm256_set1_epi32(0xffff);
-  States states(stream->state);
-  uint8_t *next = stream->next;
-  for (size_t s = steps; s-- > 0;) {
+// A stream whose plane bytes are being encoded.
+struct ByteEncoder {
+  const ByteCode *codes;
+  __m256i slots;
+  __m128i rest;  // 32 − bits
+  States states;
+  EncodeStream *stream;
+  const uint8_t *symbols;
+  uint8_t *next;
+
+  ByteEncoder(const ByteTable &table, EncodeStream *from)
+      : codes(table.code),
+        slots(_mm256_set1_epi32(1 << table.bits)),
+        rest(_mm_cvtsi32_si128(32 - table.bits)),
+        states(from->state),
+        stream(from),
+        symbols(from->symbols),
+        next(from->next) {}
+
+  void step(size_t s) {
     fetch_next(*stream, s);
 #pragma GCC unroll 4
-    for (int j = 3; j >= 0; j--) {
-      const __m256i fs = look_up(table.frequency_start, stream->symbols + kLanes * s + 8 * j);
-      states.x[j] =
-          put_bytes(states.x[j], _mm256_and_si256(fs, half), _mm256_srli_epi32(fs, 16), bits, rest, &next);
+    for (int j = 0; j < 4; j++) {
+      const int g = 3 - j;  // the last lanes first
+      states.x[g] = put(states.x[g], ByteCodes(codes, symbols + kLanes * s + 8 * g));
     }
   }
-  states.write(stream->state);
-  stream->next = next;
-}
 
-// One stream's four registers keep the dividers busy.
+  // Eight lanes: x = (x div f) << bits | start + x mod f, with x < f << (32 − bits).
+  __m256i put(__m256i x, const ByteCodes &code) {
+    const __m256i f = _mm256_and_si256(code.frequency_start, _mm256_set1_epi32(0xffff));
+    const __m256i start = _mm256_srli_epi32(code.frequency_start, 16);
+    x = renormalise_down(x, _mm256_cmpgt_epi32(f, _mm256_srl_epi32(x, rest)), &next);
+    const __m256i product = multiply_high(_mm256_add_epi32(x, code.round), code.reciprocal);
+    const __m256i more =
+        _mm256_mullo_epi32(_mm256_srlv_epi32(product, code.shift), _mm256_sub_epi32(slots, f));
+    return _mm256_add_epi32(_mm256_add_epi32(x, start), more);
+  }
+
+  void close() {
+    states.write(stream->state);
+    stream->next = next;
+  }
+};
+
+// One stream's four registers keep the processor busy.
 void encode_byte(const ByteTable *const *tables, EncodeStream *const *streams, int count, size_t steps) {
-  for (int k = 0; k < count; k++) encode_byte_stream(*tables[k], streams[k], steps);
+  for (int k = 0; k < count; k++) {
+    ByteEncoder encoder(*tables[k], streams[k]);
+    for (size_t s = steps; s-- > 0;) encoder.step(s);
+    encoder.close();
+  }
 }
 
 // --- ranks
@@ -451,9 +474,25 @@ bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, si
   return tail || _mm256_movemask_epi8(missing) != 0;
 }
 
+// A symbol's low nibble looks up eight bits, its high nibble one of them (table.h).
+size_t find_missing(const ByteTable &table, const uint8_t *symbols, size_t n) {
+  const __m256i below_128 = both(table.missing[0]), from_128 = both(table.missing[1]);
+  const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
+  const __m256i low4 = _mm256_set1_epi8(15);
+  size_t at = 0;
+  for (; at + 32 <= n; at += 32) {
+    const __m256i symbol = load(symbols + at), low = _mm256_and_si256(symbol, low4);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(symbol, 4), low4);
+    const __m256i row =
+        _mm256_blendv_epi8(_mm256_shuffle_epi8(below_128, low), _mm256_shuffle_epi8(from_128, low), symbol);
+    if (!_mm256_testz_si256(row, _mm256_shuffle_epi8(bit, high))) break;
+  }
+  return at + kScalarKernels.find_missing(table, symbols + at, n - at);
+}
+
 }  // namespace
 
-constexpr Kernels kAvx2Kernels = with_planes(
-    {"avx2", 2, 1, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+constexpr Kernels kAvx2Kernels =
+    with_planes({"avx2", 2, 1, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, find_missing});
 
 }  // namespace nz

@@ -320,7 +320,9 @@ struct ByteCodes {
   explicit ByteCodes(const ByteTable &from) : table(from) {}
 
   Codes operator()(const uint8_t *symbols) const {
-    const __m512i both = _mm512_i32gather_epi32(load_bytes(symbols), table.frequency_start, 4);
+    const __m512i pairs =
+        _mm512_slli_epi32(load_bytes(symbols), 1);  // codes have twice a gather's largest scale
+    const __m512i both = _mm512_i32gather_epi32(pairs, &table.code[0].frequency_start, 8);
     const __m512i frequency = _mm512_and_si512(both, _mm512_set1_epi32(0xffff));
     return {frequency, _mm512_srli_epi32(both, 16), reciprocals(frequency)};
   }
@@ -370,9 +372,28 @@ bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, si
   return missing != 0;
 }
 
+// A symbol's low nibble looks up eight bits, its high nibble one of them (table.h).
+size_t find_missing(const ByteTable &table, const uint8_t *symbols, size_t n) {
+  const auto all = [](const uint8_t *bytes) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(bytes)));
+  };
+  const __m512i below_128 = all(table.missing[0]), from_128 = all(table.missing[1]);
+  const __m512i bit = _mm512_set1_epi64(static_cast<long long>(0x8040201008040201));
+  const __m512i low4 = _mm512_set1_epi8(15);
+  size_t at = 0;
+  for (; at + 64 <= n; at += 64) {
+    const __m512i symbol = _mm512_loadu_si512(symbols + at), low = _mm512_and_si512(symbol, low4);
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(symbol, 4), low4);
+    const __m512i row = _mm512_mask_blend_epi8(
+        _mm512_movepi8_mask(symbol), _mm512_shuffle_epi8(below_128, low), _mm512_shuffle_epi8(from_128, low));
+    if (_mm512_test_epi8_mask(row, _mm512_shuffle_epi8(bit, high))) break;
+  }
+  return at + kScalarKernels.find_missing(table, symbols + at, n - at);
+}
+
 }  // namespace
 
-constexpr Kernels kAvx512Kernels = with_planes(
-    {"avx512", 4, 2, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+constexpr Kernels kAvx512Kernels =
+    with_planes({"avx512", 4, 2, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, find_missing});
 
 }  // namespace nz

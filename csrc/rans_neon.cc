@@ -288,9 +288,23 @@ bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, si
   return kScalarKernels.to_ranks(table, symbols + at, ranks + at, n - at) || missing_before;
 }
 
+// A symbol's low nibble looks up eight bits, its high nibble one of them (table.h).
+size_t find_missing(const ByteTable &table, const uint8_t *symbols, size_t n) {
+  const uint8x16_t below_128 = vld1q_u8(table.missing[0]), from_128 = vld1q_u8(table.missing[1]);
+  const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
+  size_t at = 0;
+  for (; at + 16 <= n; at += 16) {
+    const uint8x16_t symbol = vld1q_u8(symbols + at), low = vandq_u8(symbol, vdupq_n_u8(15));
+    const uint8x16_t row =
+        vbslq_u8(vcgeq_u8(symbol, vdupq_n_u8(128)), vqtbl1q_u8(from_128, low), vqtbl1q_u8(below_128, low));
+    if (vmaxvq_u8(vandq_u8(row, vqtbl1q_u8(bit, vshrq_n_u8(symbol, 4))))) break;
+  }
+  return at + kScalarKernels.find_missing(table, symbols + at, n - at);
+}
+
 }  // namespace
 
-constexpr Kernels kNeonKernels = with_planes(
-    {"neon", 2, 1, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+constexpr Kernels kNeonKernels =
+    with_planes({"neon", 2, 1, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, find_missing});
 
 }  // namespace nz

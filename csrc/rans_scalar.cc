@@ -42,9 +42,15 @@ bool to_ranks(const RankTable &table, const uint8_t *symbols, uint8_t *ranks, si
   return missing;
 }
 
+size_t find_missing(const ByteTable &table, const uint8_t *symbols, size_t n) {
+  size_t i = 0;
+  while (i < n && table.frequency[symbols[i]]) i++;
+  return i;
+}
+
 }  // namespace
 
-constexpr Kernels kScalarKernels = with_planes(
-    {"scalar", 1, 1, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, {}, {}, {}, {}, {}});
+constexpr Kernels kScalarKernels =
+    with_planes({"scalar", 1, 1, decode_rank, decode_byte, encode_rank, encode_byte, to_ranks, find_missing});
 
 }  // namespace nz

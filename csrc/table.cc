@@ -253,16 +253,36 @@ bool check_byte_table(const uint8_t *bytes, size_t size, size_t *used) {
   return present == count && sum == 1u << bits;
 }
 
+namespace {
+
+// Of the two neighbours of 2^k / f, k = 32 + floor(log2 f), one is near enough. The lower one, r, with x + 1:
+// let e = 2^k − r f, which r is chosen to make at least 1. (x + 1) r / 2^k = (x + 1) / f · (1 − e / 2^k) is
+// below the next whole number, and not below this one while (x + 1) e ≤ 2^k. The upper one, with x, is right
+// while x (f − e) < 2^k. x < f << (32 − bits), and the smaller of e and f − e is at most f / 2, so that one
+// of them holds for all x: f² < 2^(k − 31 + bits), since f < 2^(k − 31) and f < 2^bits.
+ByteCode byte_code(uint32_t frequency, uint32_t start, int bits) {
+  if (frequency == 0) return {};
+  const uint32_t shift = 31 - static_cast<uint32_t>(__builtin_clz(frequency));
+  const uint64_t one = uint64_t{1} << (32 + shift), reciprocal = (one - 1) / frequency;
+  const uint64_t short_of = one - reciprocal * frequency, most = uint64_t{frequency} << (32 - bits);
+  const uint32_t round = most * short_of <= one;
+  return {static_cast<uint32_t>(reciprocal) + 1 - round, frequency | start << 16, shift, round};
+}
+
+}  // namespace
+
 bool read_byte_table(const uint8_t *bytes, size_t size, ByteTable *table, size_t *used) {
   if (!check_byte_table(bytes, size, used)) return false;
   table->bits = bytes[0];
+  std::memset(table->missing, 0, sizeof table->missing);
   const uint8_t *frequency = bytes + kByteTableHeader;
   uint32_t start = 0;
   for (uint32_t s = 0; s < 256; s++) {
     const bool present = bytes[4 + s / 8] >> s % 8 & 1;
     const uint32_t f = present ? load_u16(frequency) : 0;
     table->frequency[s] = static_cast<uint16_t>(f);
-    table->frequency_start[s] = present ? f | start << 16 : 0;
+    if (!present) table->missing[s >> 7][s & 15] |= static_cast<uint8_t>(1 << (s >> 4 & 7));
+    table->code[s] = byte_code(f, start, table->bits);
     for (uint32_t k = 0; k < f; k++) table->slots[start + k] = s << 24 | f << 12 | k;
     if (present) frequency += 2;
     start += f;

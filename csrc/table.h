@@ -35,11 +35,22 @@ struct RankTable {
   alignas(64) uint8_t last[64];  // rank of slot 64512 + 16 · i, in the last bucket
 };
 
+// What encoding a symbol takes, sixteen bytes for one lookup. With x < frequency << (32 − bits):
+// x div frequency = (x + round) · reciprocal >> 32 >> shift.
+struct alignas(16) ByteCode {
+  uint32_t reciprocal;
+  uint32_t frequency_start;  // frequency | start << 16
+  uint32_t shift;
+  uint32_t round;  // 0 or 1
+};
+
 // Spec §4.3. slots[slot] = symbol << 24 | frequency << 12 | slot − start: one lookup a symbol.
 struct ByteTable {
   int bits;
-  uint16_t frequency[256];        // 0 where a symbol has none
-  uint32_t frequency_start[256];  // frequency | start << 16, for one lookup
+  uint16_t frequency[256];  // 0 where a symbol has none
+  // Those without one, for vectors to look up: symbol 16 · h + l is bit h % 8 of missing[h / 8][l].
+  uint8_t missing[2][16];
+  ByteCode code[256];  // zeros where it has none
   uint32_t slots[1 << kMaxByteBits];
 };
 

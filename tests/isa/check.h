@@ -47,7 +47,8 @@ void check_decoders(const nz::Kernels &tested, Random &random);
 void check_encoders(const nz::Kernels &tested, Random &random);
 // Decoding what was encoded, with the tested loops in either part.
 void check_inverses(const nz::Kernels &tested, Random &random);
-void check_to_ranks(const nz::Kernels &tested, Random &random);
+// Finding symbols that a table lacks.
+void check_symbols(const nz::Kernels &tested, Random &random);
 void check_planes(const nz::Kernels &tested, Random &random);
 void check_joint(const nz::Kernels &tested, Random &random);
 void check_checksum(const nz::Kernels &tested, Random &random);

@@ -1,4 +1,5 @@
 // Encoding, and encoding followed by decoding.
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -187,6 +188,56 @@ void check_to_ranks(const Kernels &tested, const nz::RankTable &table, uint64_t 
     }
 }
 
+// Of a table of `count` symbols.
+void check_find_missing(const Kernels &tested, size_t count, Random &random) {
+  const int share = 4096 / static_cast<int>(count);
+  std::vector<int> frequencies(count, share);
+  frequencies[0] = 4096 - share * static_cast<int>(count - 1);
+  const nz::ByteTable table = byte_table(random, 12, frequencies);
+  const std::vector<uint8_t> present = symbols_of(table);
+  for (size_t n = 0; n < 300; n += n < 140 ? 1 : 17) {
+    Guarded in(n);
+    const auto found = [&](size_t first) {
+      check(tested.find_missing(table, in.data, n) == first, "find_missing", count, n);
+    };
+    for (size_t i = 0; i < n; i++) in.data[i] = present[below(random, count)];
+    found(n);
+    for (int symbol = 0; n && symbol < 256; symbol++) {  // each alone, anywhere
+      const size_t at = below(random, n);
+      const uint8_t before = in.data[at];
+      in.data[at] = static_cast<uint8_t>(symbol);
+      found(table.frequency[symbol] ? n : at);
+      in.data[at] = before;
+    }
+    fill(random, in.data, n);
+    size_t first = 0;
+    while (first < n && table.frequency[in.data[first]]) first++;
+    found(first);
+  }
+}
+
+// What byte tables are encoded with instead of divisions, for every frequency there is.
+void check_quotients(Random &random) {
+  for (int bits = 12; bits <= nz::kMaxByteBits; bits++)
+    for (int f = 1; f <= 4095; f++) {
+      std::vector<int> frequencies{f};
+      for (int left = (1 << bits) - f; left > 0; left -= frequencies.back())
+        frequencies.push_back(std::min(left, 4095));
+      const nz::ByteTable table = byte_table(random, bits, frequencies);
+      int symbol = 0;
+      while (table.frequency[symbol] != f) symbol++;
+      const nz::ByteCode &code = table.code[symbol];
+      const uint32_t quotients = 1u << (32 - bits), divisor = static_cast<uint32_t>(f);
+      for (int i = 0; i < 12; i++) {
+        const uint32_t q = i < 2 ? i : i < 4 ? quotients - 1 - (i - 2) : below(random, quotients);
+        for (const uint32_t r : {uint32_t{0}, divisor - 1}) {
+          const uint64_t x = uint64_t{q} * divisor + r + code.round;
+          check(x * code.reciprocal >> 32 >> code.shift == q, "quotient", divisor, q);
+        }
+      }
+    }
+}
+
 }  // namespace
 
 void check_encoders(const Kernels &tested, Random &random) {
@@ -208,6 +259,7 @@ void check_encoders(const Kernels &tested, Random &random) {
     const std::vector<uint8_t> alphabets[] = {symbols_of(bytes[t]), symbols_of(bytes[t + 1])};
     check_pair("encode_byte of two", tested.encode_byte, tables, alphabets, random);
   }
+  check_quotients(random);
   // Every frequency there is.
   for (int w = 1; w < 255; w++) {
     const nz::RankTable table = rank_table(random, {w, 255 - w}, {1 + w % 15, 15 - w % 15});
@@ -233,9 +285,10 @@ void check_inverses(const Kernels &tested, Random &random) {
   }
 }
 
-void check_to_ranks(const Kernels &tested, Random &random) {
+void check_symbols(const Kernels &tested, Random &random) {
   uint64_t number = 0;
   for (const nz::RankTable &table : rank_tables(random, 0)) check_to_ranks(tested, table, number++, random);
+  for (size_t count : {2, 16, 128, 128, 128, 128, 240, 255, 256}) check_find_missing(tested, count, random);
 }
 
 }  // namespace nz_test

@@ -58,7 +58,7 @@ int main(int argc, char **argv) {
   check_decoders(*tested, random);
   check_encoders(*tested, random);
   check_inverses(*tested, random);
-  check_to_ranks(*tested, random);
+  check_symbols(*tested, random);
   check_planes(*tested, random);
   check_joint(*tested, random);
   check_checksum(*tested, random);
