@@ -25,10 +25,25 @@ def room(size: int) -> memoryview:
     """Bytes that may be written. What is never written of many is never touched."""
     if size < _MAPPED:
         return memoryview(bytearray(size))
-    mapped = mmap.mmap(-1, size)
+    mapped = mmap.mmap(
+        -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    )  # shared memory has no large pages
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE:
         mapped.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(mapped)
+
+
+class Scratch:
+    """Memory that is kept for the next use: fresh memory takes longer than coding."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(b"")
+
+    def room(self, size: int) -> memoryview:
+        """At least so many bytes that may be written, the same as before if they suffice."""
+        if size > len(self._memory):
+            self._memory = room(size)
+        return self._memory
 
 
 def equal(left: memoryview, right: memoryview) -> bool:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any, BinaryIO, Protocol
 
 from neuzip import _native, frame, kept
+from neuzip._system import Scratch
 from neuzip.codec import Options, Plan, make_plan
 from neuzip.collector import paused_collector
 from neuzip.container import BATCH_BYTES, batches
 from neuzip.container_metadata import checksums_bound, complete_metadata, container_metadata, kept_header
 from neuzip.digest import SHA256_DIGITS, Digest
 from neuzip.errors import InvalidArgument, UnsupportedFormat
-from neuzip.frame_run import RunEncoder, TensorPlace
+from neuzip.frame_run import TensorPlace, encode_run
 from neuzip.layouts import DTYPES
 from neuzip.safetensors_header import HEADER_LIMIT, LENGTH, Entry, SafetensorsHeader, format_header
 from neuzip.tables import plan_pieces
@@ -170,12 +171,12 @@ def _write_data(
     entries: list[Entry] = []
     sums = bytearray()
     position = 0
-    encoder = RunEncoder(options)
+    scratch = Scratch()
     for batch in batches(source.original.entries.values()):
         if batch[0].size > BATCH_BYTES and batch[0].name in wanted:
-            written = [_write_stream(source, batch[0], out, options, digest, sums, advance)]
+            written = [_write_stream(source, batch[0], out, options, scratch, digest, sums, advance)]
         else:
-            written = _write_batch(source, wanted, batch, out, encoder, options, digest, sums)
+            written = _write_batch(source, wanted, batch, out, options, scratch, digest, sums)
             advance(batch[-1].end - batch[0].start)
         for (name, dtype, shape, start, end), size in zip(batch, written, strict=True):
             if size != end - start:
@@ -190,8 +191,8 @@ def _write_batch(
     wanted: Set[str],
     batch: list[Entry],
     out: BinaryIO,
-    encoder: RunEncoder,
     options: Options,
+    scratch: Scratch,
     digest: Digest,
     sums: bytearray,
 ) -> list[int]:
@@ -201,7 +202,7 @@ def _write_batch(
     base = batch[0].start
     parts: list[memoryview | bytes] = []
     plain = []
-    for entry, coded in zip(batch, _frames(source, wanted, batch, data, encoder, options), strict=True):
+    for entry, coded in zip(batch, _frames(source, wanted, batch, data, options, scratch), strict=True):
         size = entry.end - entry.start
         if coded is None or len(coded) >= size:
             coded = data[entry.start - base : entry.end - base]
@@ -218,10 +219,10 @@ def _frames(
     wanted: Set[str],
     batch: list[Entry],
     data: memoryview,
-    encoder: RunEncoder,
     options: Options,
+    scratch: Scratch,
 ) -> Sequence[memoryview | bytes | None]:
-    """The frame of each tensor of a batch that is to have one; valid until the encoder's next call."""
+    """The frame of each tensor of a batch that is to have one; valid until the scratch memory is used again."""
     base = batch[0].start
     frames: list[memoryview | bytes | None] = [_ready_frame(source, entry.name, wanted) for entry in batch]
     floats: list[int] = []
@@ -233,7 +234,7 @@ def _frames(
         TensorPlace(start - base, end - start, dtype, shape)
         for _, dtype, shape, start, end in map(batch.__getitem__, floats)
     ]
-    for number, coded in zip(floats, encoder.encode(data, places), strict=True):
+    for number, coded in zip(floats, encode_run(data, places, options, scratch), strict=True):
         frames[number] = coded
     items = [
         (data[start - base : end - base], dtype, shape)
@@ -249,6 +250,7 @@ def _write_stream(
     entry: Entry,
     out: BinaryIO,
     options: Options,
+    scratch: Scratch,
     digest: Digest,
     sums: bytearray,
     advance: Advance,
@@ -265,7 +267,7 @@ def _write_stream(
     encoder = frame.Encoder(data, entry.dtype, entry.shape, options, plan)
     start = out.tell()
     out.seek(start + encoder.header_size)
-    for original, coded in itertools.zip_longest(_slices(data), encoder.batches(BATCH_BYTES)):
+    for original, coded in itertools.zip_longest(_slices(data), encoder.batches(BATCH_BYTES, scratch)):
         if original is not None:
             digest.update([original])
         if coded is not None:

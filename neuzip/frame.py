@@ -365,11 +365,11 @@ class Encoder:
         self.frame_size = self.header_size
         """Bytes of the frame so far; final when the batches are exhausted."""
 
-    def batches(self, batch_size: int = 1 << 26) -> Iterator[memoryview]:
+    def batches(self, batch_size: int, scratch: _system.Scratch) -> Iterator[memoryview]:
         """Compressed bytes of about ``batch_size`` original bytes at a time. Each is valid until the next."""
         plan = self._plan
         chunks = max(1, batch_size // plan.chunk_size)
-        buffer = _system.room(plan.run_capacity(min(chunks * plan.chunk_size, plan.size)) + 8)
+        buffer = scratch.room(plan.run_capacity(min(chunks * plan.chunk_size, plan.size)) + 8)
         target = _system.address(buffer)
         for first in range(0, plan.chunk_count, chunks):
             source = _native.as_bytes(

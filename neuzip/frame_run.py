@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from neuzip import _abi, _native
 from neuzip._native import Bytes
-from neuzip._system import address, room
+from neuzip._system import Scratch, address
 from neuzip.codec import LEVELS, Options
 from neuzip.layouts import DType
 
@@ -72,52 +72,40 @@ def decode_run(frames: Bytes, out: Bytes, places: Sequence[FramePlace], options:
     return _native.decode_frame_jobs(jobs, len(places), options.native_threads)
 
 
-class RunEncoder:
-    """Encodes tensors to memory of its own, which it keeps: fresh memory takes longer than coding."""
+def encode_run(
+    data: Bytes, places: Sequence[TensorPlace], options: Options, scratch: Scratch
+) -> list[memoryview]:
+    """A frame for each of the tensors in `data`, all encoded in one go over the threads.
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
-        self._memory = memoryview(bytearray())
-
-    def encode(self, data: Bytes, places: Sequence[TensorPlace]) -> list[memoryview]:
-        """A frame for each of the tensors in `data`, all encoded in one go over the threads.
-
-        Frames are valid until the next call.
-        """
-        log2, level = self._options.chunk_log2, LEVELS.index(self._options.level)
-        bounds = [
-            _native.frame_bound(place.dtype.code, len(place.shape), place.size, log2) for place in places
-        ]
-        memory = self._memory_of(sum(bounds))
-        lengths = array("Q", itertools.chain.from_iterable(place.shape for place in places))
-        source, target, shape = address(data), address(memory), address(lengths)
-        jobs = bytearray(_ENCODE_JOB.size * len(places))
-        at = 0
-        for (start, size, dtype, extents), bound in zip(places, bounds, strict=True):
-            ndim = len(extents)
-            _ENCODE_JOB.pack_into(
-                jobs,
-                at,
-                source + start,
-                size,
-                shape,
-                ndim,
-                dtype.code,
-                level,
-                log2,
-                target,
-                bound,
-                0,
-                0,
-            )
-            target += bound
-            shape += 8 * ndim
-            at += _ENCODE_JOB.size
-        written = _native.encode_frame_jobs(jobs, len(places), self._options.native_threads)
-        starts = itertools.accumulate(bounds, initial=0)
-        return [memory[start : start + size] for start, size in zip(starts, written, strict=False)]
-
-    def _memory_of(self, size: int) -> memoryview:
-        if size > len(self._memory):
-            self._memory = room(size)
-        return self._memory
+    Frames are in the scratch memory, until that is used again.
+    """
+    log2, level = options.chunk_log2, LEVELS.index(options.level)
+    bounds = [_native.frame_bound(place.dtype.code, len(place.shape), place.size, log2) for place in places]
+    memory = scratch.room(sum(bounds))
+    lengths = array("Q", itertools.chain.from_iterable(place.shape for place in places))
+    source, target, shape = address(data), address(memory), address(lengths)
+    jobs = bytearray(_ENCODE_JOB.size * len(places))
+    at = 0
+    for (start, size, dtype, extents), bound in zip(places, bounds, strict=True):
+        ndim = len(extents)
+        _ENCODE_JOB.pack_into(
+            jobs,
+            at,
+            source + start,
+            size,
+            shape,
+            ndim,
+            dtype.code,
+            level,
+            log2,
+            target,
+            bound,
+            0,
+            0,
+        )
+        target += bound
+        shape += 8 * ndim
+        at += _ENCODE_JOB.size
+    written = _native.encode_frame_jobs(jobs, len(places), options.native_threads)
+    starts = itertools.accumulate(bounds, initial=0)
+    return [memory[start : start + size] for start, size in zip(starts, written, strict=False)]

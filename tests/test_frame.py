@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuzip import frame
+from neuzip._system import Scratch
 from neuzip.codec import Coding, Options
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError, TruncatedInput
 from neuzip.layouts import DTYPES
@@ -227,7 +228,7 @@ def test_streams_make_the_same_frame(dtype: str, name: str, units: int) -> None:
     shape = shape_of(DTYPES[dtype], len(data))
     for batch_size in 1, 5000, 100_000, 1 << 26:
         encoder = frame.Encoder(data, DTYPES[dtype], shape, Options(threads=2, chunk_log2=10))
-        body = b"".join(bytes(batch) for batch in encoder.batches(batch_size))
+        body = b"".join(bytes(batch) for batch in encoder.batches(batch_size, Scratch()))
         assert encoder.frame_size == len(expected)
         assert encoder.header() + body == expected
         assert encoder.header_size == len(encoder.header())
@@ -288,7 +289,7 @@ def test_streams_and_ranges(dtype: str, units: int, batch_size: int, data: st.Da
     original = make(data.draw(st.sampled_from(["weights", "outliers", "noise"])), dtype, units)
     shape = shape_of(DTYPES[dtype], len(original))
     encoder = frame.Encoder(original, DTYPES[dtype], shape, ONE_THREAD)
-    body = b"".join(bytes(batch) for batch in encoder.batches(batch_size))
+    body = b"".join(bytes(batch) for batch in encoder.batches(batch_size, Scratch()))
     made = encoder.header() + body
     assert made == frame.encode(original, DTYPES[dtype], shape, ONE_THREAD)
     header = frame.read_header(made, whole=True)

@@ -15,7 +15,7 @@ from neuzip.errors import (
     NeuzipError,
     StorageError,
 )
-from neuzip.frame_run import RunEncoder
+from neuzip.frame_run import encode_run
 
 
 def test_remove(source: Path) -> None:
@@ -53,12 +53,11 @@ def test_remove_reads_back_what_was_restored(
 
 def test_remove_compares_bytes_and_not_checksums(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder that codes other bytes, with checksums to match."""
-    real = RunEncoder.encode
 
-    def wrong(self: RunEncoder, data: memoryview, places: Any) -> list[memoryview]:
-        return real(self, memoryview(bytes([data[0] ^ 1]) + bytes(data[1:])), places)
+    def wrong(data: memoryview, *others: Any) -> list[memoryview]:
+        return encode_run(memoryview(bytes([data[0] ^ 1]) + bytes(data[1:])), *others)
 
-    monkeypatch.setattr(RunEncoder, "encode", wrong)
+    monkeypatch.setattr("neuzip.container_writer.encode_run", wrong)
     with pytest.raises(CorruptFrame, match="decodes to other bytes"):
         compress_file(source, remove=True)
     assert list(source.parent.iterdir()) == [source]
