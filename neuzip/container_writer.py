@@ -292,9 +292,10 @@ def _ready_frame(source: PlainFile, name: str, wanted: Set[str]) -> memoryview |
 
 
 def _plan_pieces(source: PlainFile, entry: Entry, data: Any, options: Options) -> Iterator[Plan]:
-    for piece in _slices(data, PLAN_BYTES):
+    for number, piece in enumerate(_slices(data, PLAN_BYTES)):
+        if number:
+            source.forget()  # but not what is read again at once
         yield make_plan(_native.as_bytes(piece), entry.dtype.layout, options)
-        source.forget()
 
 
 def _slices(data: Any, size: int | None = None) -> Iterator[memoryview]:

@@ -78,6 +78,21 @@ def forgetting(file: FileBytes | None, advance: Advance) -> Advance:
     return advance_and_forget
 
 
+def forgetting_behind(file: FileBytes, advance: Advance) -> Advance:
+    """As forgetting, of a file that is read once from its start to its end: the last that was read may still be being
+    hashed, and what lies before it goes.
+    """
+    forgotten = read = 0
+
+    def advance_and_forget(count: int) -> None:
+        nonlocal forgotten, read
+        file.forget(forgotten, read)
+        forgotten, read = read, read + count
+        advance(count)
+
+    return advance_and_forget
+
+
 def guess_coding(path: Path) -> str:
     """ARCHIVE if a file begins as one, else CONTAINER if its name is that of a safetensors file, else COPY."""
     with FileBytes(path) as file:
@@ -95,7 +110,7 @@ def compress(plain: Container, draft: Path, destination: Path, options: Options,
         raise InvalidArgument("already compressed", file=plain.path)
     file = _file(plain)
     with created_file(draft, mode=file.mode, destination=destination) as out:
-        sha256 = write_container(plain, out, options, forgetting(file, advance))
+        sha256 = write_container(plain, out, options, forgetting_behind(file, advance))
         file.check_unchanged()
     return Record(plain.original.file_size, sha256, CONTAINER)
 
