@@ -1,7 +1,7 @@
 """The program: its commands, and how a failure ends it.
 
-Exit codes: 0 done, 1 the data or the system refused (one line on stderr), 2 wrong usage, 130 interrupted. diff
-answers as diff(1): 0 the same, 1 different, 2 refused.
+Exit codes: 0 done, 1 the data or the system refused (one line on stderr), 2 wrong usage, 130 interrupted,
+143 terminated. diff answers as diff(1): 0 the same, 1 different, 2 refused.
 Command modules import the library and the presentation libraries inside their functions, so that `--help`,
 `--version` and completion start at once.
 """
@@ -86,6 +86,9 @@ class Program(click.Group):
         except (KeyboardInterrupt, click.Abort) as error:
             click.echo(f"neuzip: {with_notes('interrupted', error)}", err=True)
             ctx.exit(INTERRUPTED)
+        except SystemExit as error:  # of terminate
+            click.echo(f"neuzip: {with_notes('terminated', error)}", err=True)
+            raise
 
 
 @click.group(

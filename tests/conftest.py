@@ -13,6 +13,14 @@ from safetensors_file import Tensor, build, model
 from neuzip.checkpoint import compress_file
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if {"cuda", "nn"} <= {item.path.parent.name for item in items}:
+        raise pytest.UsageError(
+            "tests/cuda makes a kind of device that stays with its process, and tests/nn must not see it: "
+            "run them apart, as tests/run does"
+        )
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
