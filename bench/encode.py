@@ -5,12 +5,14 @@ On one thread with each instruction set, and through the public API; on two thre
 
 from __future__ import annotations
 
+import heap
 from contenders import THREADS, EachTensor, Neuzip, ZipNN, Zstd, available_isas
 from data import Dataset
 from rounds import Measurement, Method, measure
 
 
 def ask(data: Dataset, method: Method) -> list[Measurement]:
+    heap.give_back()
     contenders = [
         ZipNN(data).encoder(),
         ZipNN(data, THREADS).encoder(),

@@ -68,7 +68,7 @@ def point_name(label: Label) -> str:
     parts = [label.codec.removesuffix(" default")]
     if label.isa is not None:
         parts.append(ISAS.get(label.isa, label.isa))
-    if label.role == OURS and label.memory == "fresh":
+    if label.memory != ("reused" if label.role == OURS else "fresh"):
         parts.append(MEMORY[label.memory])
     return ", ".join(parts)
 

@@ -142,7 +142,8 @@ def compare(
 
 
 def against_name(label: Label) -> str:
-    return f"{label.codec}, {label.memory}" if label.role == LIMIT else label.codec
+    own = label.role == LIMIT or label.memory == "reused"
+    return f"{label.codec}, {label.memory}" if own else label.codec
 
 
 def twin(one: Label, many: Label) -> bool:

@@ -79,7 +79,7 @@ def row_name(label: Label, question: str) -> str:
     parts = [label.codec]
     if label.isa is not None:
         parts.append(ISAS.get(label.isa, label.isa))
-    if question == "decode" and label.role != PEER:
+    if question == "decode":
         parts.append(MEMORY[label.memory])
     if label.each:
         parts.append("a call a tensor")
@@ -118,7 +118,7 @@ def caption(results: Results) -> str:
         f"zstd through zstandard {versions['zstandard']}. "
         f"Medians of at least {results.method.least} interleaved rounds, in GB (10⁹ bytes) of original bytes "
         "a second. In brackets: times as fast as ZipNN, or for files as lmz, with as many threads. "
-        "ZipNN and zstd get each model in one call, and write to memory of their own, fresh for the large model."
+        "ZipNN and zstd get each model in one call and make their own memory: fresh, or what malloc was told to keep."
     )
 
 
