@@ -133,6 +133,10 @@ class ZipNN:
     def decode(self, packed: dict[str, bytes]) -> dict[str, Any]:
         return {name: self.codecs[name].decompress(part) for name, part in packed.items()}
 
+    def packed(self) -> dict[str, bytes]:
+        """What the decoders are given."""
+        return {name: bytes(part) for name, part in self.encode(self.copies()).items()}
+
     def check(self, restored: dict[str, Any]) -> bool:
         return all(bytes(restored[name]) == raw for name, raw in self.groups.items())
 

@@ -19,7 +19,7 @@ def ask(data: Dataset, method: Method) -> list[Measurement]:
     outs = memory_in_use(data)
     frames = {level: Neuzip(data, level).encode() for level in LEVELS}
     zipnn = ZipNN(data)
-    packed = {name: bytes(part) for name, part in zipnn.encode(zipnn.copies()).items()}
+    packed = zipnn.packed()
     zstd = Zstd(data)
     default = frames["default"]
     contenders = [
@@ -42,8 +42,7 @@ def ask_zipnn_in_use(data: Dataset, method: Method) -> list[Measurement]:
     """
     heap.keep()
     zipnn, neuzip = ZipNN(data), Neuzip(data)
-    packed = {name: bytes(part) for name, part in zipnn.encode(zipnn.copies()).items()}
-    contenders = [zipnn.reusing_decoder(packed), neuzip.decoder(neuzip.encode(), memory_in_use(data))]
+    contenders = [zipnn.reusing_decoder(zipnn.packed()), neuzip.decoder(neuzip.encode(), memory_in_use(data))]
     found = measure("decode", data.name, data.size, contenders, method.rounds(data.size))
     return [row for row in found if row.label.role == PEER]
 

@@ -51,7 +51,7 @@ def tensor_sizes(data: Dataset) -> Iterator[tuple[str, int]]:
             raise WrongBytes(f"{data.name}: neuzip {level}")
         yield f"neuzip {level}", sum(map(len, frames))
     zipnn = ZipNN(data)
-    packed = {name: bytes(part) for name, part in zipnn.encode(zipnn.copies()).items()}
+    packed = zipnn.packed()
     if not zipnn.check(zipnn.decode(packed)):
         raise WrongBytes(f"{data.name}: ZipNN")
     yield "ZipNN", sum(map(len, packed.values())) + data.size - sum(map(len, zipnn.groups.values()))

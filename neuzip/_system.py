@@ -21,13 +21,16 @@ _MAPPED = 1 << 17
 _libc = ctypes.CDLL(None)
 
 
+def private_map(size: int) -> mmap.mmap:
+    """Fresh memory from the system. mmap's default is shared memory, which has no large pages."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
 def room(size: int) -> memoryview:
     """Bytes that may be written. What is never written of many is never touched."""
     if size < _MAPPED:
         return memoryview(bytearray(size))
-    mapped = mmap.mmap(
-        -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    )  # shared memory has no large pages
+    mapped = private_map(size)
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE:
         mapped.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(mapped)

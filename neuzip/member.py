@@ -128,7 +128,7 @@ def archive(file: FileBytes, draft: Path, destination: Path, options: Options, a
         raise InvalidArgument("already compressed", file=file.path)
     structure = find_parts(ViewSource(file.view), file.path)
     with created_file(draft, mode=file.mode, destination=destination) as out:
-        advance = forgetting(file, advance)
+        advance = forgetting_behind(file, advance)
         sha256 = write_archive(file.view, structure.kind, structure.parts, out, options, advance)
         file.check_unchanged()
     return Record(len(file.view), sha256, ARCHIVE)
@@ -203,7 +203,7 @@ def verify(packed: Container | Archive, options: Options, advance: Advance) -> R
 
 def copy(file: FileBytes, draft: Path, destination: Path, advance: Advance) -> Record:
     """Copies a file byte for byte to `draft`; errors name `destination`."""
-    advance = forgetting(file, advance)
+    advance = forgetting_behind(file, advance)
     with Digest() as digest:
         with created_file(draft, mode=file.mode, destination=destination) as out:
             for piece in _hashed(file.view, digest):

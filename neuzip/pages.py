@@ -7,10 +7,10 @@ six steps, its frames .66 of them.
 
 from __future__ import annotations
 
-import mmap
-
 import numpy as np
 import numpy.typing as npt
+
+from neuzip._system import private_map
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -23,7 +23,7 @@ def pages(size: int) -> Bytes:
     if size < _LEAST:
         return np.empty(size, np.uint8)
     try:
-        mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        mapped = private_map(size)
     except OSError:
         # No more mappings (vm.max_map_count), or no memory: then NumPy raises MemoryError.
         return np.empty(size, np.uint8)
