@@ -61,9 +61,9 @@ struct OpenChunk {
   const uint8_t *payload;  // of its stream, or null (§4.5)
   Encoded encoded;         // its stream
   uint8_t *planes[kMaxWidth];
-  const uint8_t *plane0;  // the first of them, or the units themselves if that is all there is
-  uint8_t plane_bytes[kMaxWidth][kMaxUnits];
-  const uint8_t *symbols;           // of the stream: plane 0 itself, or those below
+  const uint8_t *plane0;   // the first of them, or the units themselves if that is all there is
+  const uint8_t *symbols;  // of the stream: plane 0 itself, or symbol_bytes
+  alignas(64) uint8_t plane_bytes[kMaxWidth][kMaxUnits];  // as are those below: vectors are stored there
   uint8_t symbol_bytes[kMaxUnits];  // ranks, plane bytes with some replaced, or symbols of the joint mode
   uint8_t six[kMaxUnits / 128 * 96];
   uint8_t below[64];             // the loops may overwrite 64 bytes below the words (kernels.h)
