@@ -1,6 +1,7 @@
 """The codecs in memory: each encodes and decodes a dataset the way it likes best.
 
-neuzip gets all tensors in one call, as load_file and save_file have it, or each in a call of its public API.
+neuzip gets all tensors in one call, as load_file and save_file have it, and in memory in use, or as a user would: by
+neuzip.torch.load, and by a call for each tensor.
 ZipNN and zstd get all bytes of a dtype in one call, which spares them their costs a call.
 """
 
@@ -18,13 +19,16 @@ from data import Dataset
 from rounds import LIMIT, OURS, Contender, Label
 
 from neuzip import _native, frame
+from neuzip._system import Scratch
 from neuzip.cli import peers
 from neuzip.codec import Options
-from neuzip.torch import compress, decompress, dtype_of, memory
+from neuzip.frame_run import encode_run
+from neuzip.torch import compress, decompress, load, memory, save
 
 LEVELS = ("default", "max")
 THREADS = 2  # beside one
 State = Sequence[torch.Tensor]
+Frames = Sequence[bytes | memoryview]
 
 
 def available_isas() -> list[str]:
@@ -45,6 +49,7 @@ class Neuzip:
     """neuzip with a level, threads and instruction set, all tensors in one call."""
 
     each = False
+    encodes_to = "reused"
 
     def __init__(
         self, data: Dataset, level: str = "default", threads: int = 1, isa: str | None = None
@@ -52,36 +57,46 @@ class Neuzip:
         self.data = data
         self.options = Options(level=level, threads=threads)
         self.isa = isa or _native.isa_current()
+        self.scratch = Scratch()
 
     def label(self, memory: str) -> Label:
         options = self.options
         return Label(f"neuzip {options.level}", options.threads or 1, memory, self.isa, self.each, OURS)
 
-    def encode(self) -> list[bytes]:
-        return frame.encode_many(
-            [(memory(tensor), dtype_of(tensor.dtype), tuple(tensor.shape)) for tensor in self.data.tensors],
-            self.options,
-        )
+    def encode(self) -> Sequence[bytes | memoryview]:
+        """Frames, until it encodes again."""
+        return encode_run(self.data.joined, self.data.places, self.options, self.scratch)
 
-    def decode(self, frames: Sequence[bytes], outs: State) -> State:
+    def decode(self, frames: Frames, outs: State) -> State:
         targets = map(memory, outs)
         frame.decode_many(list(zip(frames, targets, strict=True)), self.options)
         return outs
 
     def encoder(self) -> Contender:
         return Contender(
-            self.label("fresh"),
+            self.label(self.encodes_to),
             run=lambda _: self.encode(),
             check=lambda frames: same([decompress(part) for part in frames], self.data.tensors),
             prepare=lambda: _native.isa_select(self.isa),
         )
 
-    def decoder(self, frames: Sequence[bytes], outs: State) -> Contender:
+    def decoder(self, frames: Frames, outs: State) -> Contender:
         return Contender(
             self.label("reused"),
             run=lambda _: self.decode(frames, outs),
             check=lambda state: same(state, self.data.tensors),
             prepare=lambda: self._scrub(outs),
+        )
+
+    def loader(self) -> Contender:
+        """Decodes what neuzip.torch.save makes, into tensors of its own."""
+        named = {str(number): tensor for number, tensor in enumerate(self.data.tensors)}
+        saved = save(named, level=self.options.level)
+        return Contender(
+            self.label("fresh"),
+            run=lambda _: load(saved, threads=self.options.threads),
+            check=lambda state: same([state[name] for name in named], self.data.tensors),
+            prepare=lambda: _native.isa_select(self.isa),
         )
 
     def _scrub(self, outs: State) -> None:
@@ -95,12 +110,13 @@ class EachTensor(Neuzip):
     """neuzip.torch.compress and decompress, a call for each tensor."""
 
     each = True
+    encodes_to = "fresh"
 
-    def encode(self) -> list[bytes]:
+    def encode(self) -> Sequence[bytes]:
         options = self.options
         return [compress(tensor, options.level, options.threads) for tensor in self.data.tensors]
 
-    def fresh_decoder(self, frames: Sequence[bytes]) -> Contender:
+    def fresh_decoder(self, frames: Frames) -> Contender:
         """Decodes into tensors of its own."""
         return Contender(
             self.label("fresh"),

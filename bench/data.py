@@ -6,6 +6,7 @@ are a few megabytes, to try the benchmarks themselves.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neuzip.cli.peers import Tensor, joined
+from neuzip.frame_run import TensorPlace
 from neuzip.torch import dtype_of, memory
 
 CACHE = Path(__file__).parent / ".data"
@@ -47,6 +49,20 @@ class Dataset:
             row = Tensor("", dtype, tuple(tensor.shape), memory(tensor))
             batches.setdefault(dtype.name, []).append(row)
         return {name: joined(batch) for name, batch in batches.items()}
+
+    @cached_property
+    def joined(self) -> bytes:
+        """All tensors, one behind the other, as in a file."""
+        return b"".join([memory(tensor) for tensor in self.tensors])
+
+    @cached_property
+    def places(self) -> list[TensorPlace]:
+        """Where they lie in it."""
+        starts = itertools.accumulate((tensor.nbytes for tensor in self.tensors), initial=0)
+        return [
+            TensorPlace(start, tensor.nbytes, dtype_of(tensor.dtype), tuple(tensor.shape))
+            for start, tensor in zip(starts, self.tensors, strict=False)
+        ]
 
     @cached_property
     def size(self) -> int:

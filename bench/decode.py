@@ -1,7 +1,7 @@
 """How fast do weights come back, in memory?
 
-On one thread into memory in use, with each instruction set; into fresh memory, through the public API; on two
-threads. Beside ZipNN, zstd and copying.
+On one thread into memory in use, with each instruction set; into fresh memory, through the public API, a model or a
+tensor in a call; on two threads. Beside ZipNN, zstd and copying.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from rounds import PEER, Measurement, Method, measure
 def ask(data: Dataset, method: Method) -> list[Measurement]:
     heap.give_back()
     outs = memory_in_use(data)
-    frames = {level: Neuzip(data, level).encode() for level in LEVELS}
+    encoders = {level: Neuzip(data, level) for level in LEVELS}
+    frames = {level: encoder.encode() for level, encoder in encoders.items()}
     zipnn = ZipNN(data)
     packed = zipnn.packed()
     zstd = Zstd(data)
@@ -29,6 +30,7 @@ def ask(data: Dataset, method: Method) -> list[Measurement]:
         zstd.decoder(zstd.encode()),
         *(Neuzip(data, isa=isa).decoder(default, outs) for isa in available_isas()),
         Neuzip(data, "max").decoder(frames["max"], outs),
+        Neuzip(data).loader(),
         EachTensor(data).fresh_decoder(default),
         Neuzip(data, threads=THREADS).decoder(default, outs),
     ]

@@ -1,6 +1,7 @@
 """How fast are weights compressed, in memory?
 
-On one thread with each instruction set, and through the public API; on two threads. Beside ZipNN and zstd.
+On one thread with each instruction set, and through the public API, a call a tensor; on two threads. Beside ZipNN
+and zstd.
 """
 
 from __future__ import annotations

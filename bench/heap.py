@@ -1,10 +1,15 @@
-"""What malloc does with large memory that is freed. glibc decides by what a process has freed before, and the same
-benchmark was 2.5 times as fast or not; so each process of a benchmark decides, before it measures.
+"""Memory, the same for all contenders.
+
+What malloc does with large memory that is freed, glibc decides by what a process has freed before, and the same
+benchmark was 2.5 times as fast or not; so each process of a benchmark decides, before it measures. And a hypervisor
+takes memory back that has been free for some seconds, and then gives it more slowly than the system does; so what is
+asked for next has just been used.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 
 _libc = ctypes.CDLL(None)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of mallopt(3)
@@ -26,3 +31,12 @@ def keep() -> None:
     if hasattr(_libc, "mallopt"):
         _libc.mallopt(_MMAP_MAX, 0)
         _libc.mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+def warm(size: int) -> None:
+    """So many bytes of the system's free memory were used a moment ago."""
+    with mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        for page in range(0, size, mmap.PAGESIZE):
+            memory[page] = 1

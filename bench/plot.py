@@ -49,7 +49,7 @@ class Point:
 def points(results: Results, data: str) -> Iterator[Point]:
     for row in results.measurements:
         label = row.label
-        if row.data != data or label.threads != 1 or label.role == LIMIT:
+        if row.data != data or label.threads != 1 or label.role == LIMIT or label.each:
             continue
         if row.question == "decode":
             ratio = results.ratio(data, label.codec, TENSORS)

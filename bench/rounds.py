@@ -9,6 +9,9 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import heap
+
+WARM = 2  # times as much free memory as there are bytes: for results and what it takes to come to them
 OURS, PEER, LIMIT = "ours", "peer", "limit"
 
 
@@ -99,6 +102,7 @@ def measure(
         for number in range(-1 if warm else 0, rounds):
             for contender, seconds in turns if number % 2 else reversed(turns):
                 ready = contender.prepare()
+                heap.warm(WARM * size)
                 start = perf_counter()
                 result = contender.run(ready)
                 stop = perf_counter()

@@ -79,7 +79,7 @@ def row_name(label: Label, question: str) -> str:
     parts = [label.codec]
     if label.isa is not None:
         parts.append(ISAS.get(label.isa, label.isa))
-    if question == "decode":
+    if question == "decode" or (question == "encode" and label.role == OURS):
         parts.append(MEMORY[label.memory])
     if label.each:
         parts.append("a call a tensor")

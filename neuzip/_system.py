@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ _AT_FDCWD = -100
 
 # Bytes from which memory is mapped and not taken from the heap.
 _MAPPED = 1 << 17
+_LINE = 64  # bytes of a cache line
 
 _libc = ctypes.CDLL(None)
 
@@ -27,13 +30,20 @@ def private_map(size: int) -> mmap.mmap:
 
 
 def room(size: int) -> memoryview:
-    """Bytes that may be written. What is never written of many is never touched."""
+    """Bytes that may be written, from a cache line on. What is never written of many is never touched."""
     if size < _MAPPED:
-        return memoryview(bytearray(size))
+        memory = memoryview(bytearray(size + _LINE - 1))
+        start = -address(memory) % _LINE
+        return memory[start : start + size]
     mapped = private_map(size)
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE:
         mapped.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(mapped)
+
+
+def places(sizes: Iterable[int]) -> list[int]:
+    """Where results begin that share a room, each on a cache line; and at last the bytes of the room."""
+    return list(itertools.accumulate((-(-size // _LINE) * _LINE for size in sizes), initial=0))
 
 
 class Scratch:

@@ -216,38 +216,51 @@ class Container:
             for start in range(0, batch[0].size, BATCH_BYTES):
                 yield self.kept_bytes(name, start, min(start + BATCH_BYTES, batch[0].size))
 
-    def decode_run(self, run: Sequence[Entry], out: memoryview, options: Options) -> None:
-        """Writes the original bytes of tensors that lie one behind the other to `out`, which has room for just them.
+    def decode_run(
+        self, run: Sequence[Entry], out: memoryview, options: Options, starts: Sequence[int] | None = None
+    ) -> None:
+        """Writes the original bytes of tensors that lie one behind the other to `out`: each to its start there, or all
+        of them as they lie in the file, for which `out` then has just the room.
 
         run: entries of the original. Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
         """
+        if starts is None:
+            starts = [entry.start - run[0].start for entry in run]
         here = [self.header.entries[entry.name] for entry in run]
-        base, there = run[0].start, here[0].start
-        places, kept_here = [], []
-        for entry, held in zip(run, here, strict=True):
-            if self.is_frame(entry.name):
-                _, dtype, shape, start, end = entry
-                places.append(
-                    FramePlace(held.start - there, held.size, start - base, end - start, dtype, shape)
-                )
-            else:
-                kept_here.append(held)
-        for piece in kept.runs(kept_here, BATCH_BYTES):
-            start = self.original.entries[piece[0].name].start - base
-            out[start : start + piece[-1].end - piece[0].start] = self.kept_run(piece, verify=options.verify)
-        if not places:
+        first = here[0].start
+        kept_here = [pair for pair in zip(here, starts, strict=False) if not self.is_frame(pair[0].name)]
+        self._copy_kept(kept_here, out, options)
+        if len(kept_here) == len(run):
             return
-        left = decode_run(self._data(here[0], there, here[-1].end), out, places, options)
-        framed = [entry for entry in run if self.is_frame(entry.name)] if left else []
-        self._decode_others([framed[number] for number in left], out, base, options)
+        places, framed = [], []
+        for entry, held, start in zip(run, here, starts, strict=False):
+            if self.is_frame(entry.name):
+                place = FramePlace(held.start - first, held.size, start, entry.size, entry.dtype, entry.shape)
+                places.append(place)
+                framed.append(entry)
+        left = decode_run(self._data(here[0], first, here[-1].end), out, places, options)
+        if left:
+            self._decode_others([(framed[number], places[number].start) for number in left], out, options)
 
-    def _decode_others(self, entries: Sequence[Entry], out: memoryview, base: int, options: Options) -> None:
+    def _copy_kept(self, places: Sequence[tuple[Entry, int]], out: memoryview, options: Options) -> None:
+        """Copies uncompressed tensors, entries of this file's header, each to its start in `out`."""
+        starts = iter([start for _, start in places])
+        for run in kept.runs((entry for entry, _ in places), BATCH_BYTES):
+            data, base = self.kept_run(run, verify=options.verify), run[0].start
+            targets = list(itertools.islice(starts, len(run)))
+            if targets[-1] - targets[0] == run[-1].start - base:  # no gaps: they lie there as they do here
+                out[targets[0] : targets[0] + len(data)] = data
+                continue
+            for (_, _, _, start, end), target in zip(run, targets, strict=True):
+                out[target : target + end - start] = data[start - base : end - base]
+
+    def _decode_others(self, places: Sequence[tuple[Entry, int]], out: memoryview, options: Options) -> None:
         """Decodes frames of coding zstd, and says of others what is wrong."""
-        for entry in entries:
+        for entry, _ in places:
             self.frame_header(entry.name)
-        items = [(self.data(entry.name), out[entry.start - base : entry.end - base]) for entry in entries]
+        items = [(self.data(entry.name), out[start : start + entry.size]) for entry, start in places]
         try:
-            frame.decode_many(items, options, [entry.name for entry in entries])
+            frame.decode_many(items, options, [entry.name for entry, _ in places])
         except NeuzipError as error:
             error.at(file=self.path)
             raise

@@ -33,17 +33,14 @@ class Framework(Protocol):
     def native_shape(self, dtype: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The framework's shape of a tensor whose shape counts elements of dtype, as in a file."""
 
-    def blank(self, dtype: Any, shape: tuple[int, ...]) -> Any:
-        """Uninitialised, writable memory for a tensor of the native shape."""
+    def blank(self, dtype: Any, shape: tuple[int, ...], *, room: memoryview | None = None) -> Any:
+        """Uninitialised, writable memory for a tensor of the native shape: `room` if that is given."""
 
     def memory(self, blank: Any) -> Bytes:
         """The bytes of a blank, u8, one-dimensional, not copied."""
 
     def finish(self, blank: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
         """The tensor, once a blank's memory is filled."""
-
-    def copied(self, data: memoryview, dtype: Any, shape: tuple[int, ...]) -> Any:
-        """A tensor of the bytes, in memory of its own. shape: that of the file."""
 
     def probe(self, shape: tuple[int, ...], index: Any) -> None:
         """Index a tensor of this shape that has no memory, for the framework's own errors."""

@@ -64,14 +64,20 @@ def save_file(
     writer.save_file(_sources(tensor_dict), filename, metadata, Options(level=level, threads=threads))
 
 
-def load(data: bytes) -> dict[str, Array]:
+def load(data: bytes, *, threads: int | None = None) -> dict[str, Array]:
     """Read all arrays of a safetensors file, compressed or plain, held in memory. Errors as for load_file."""
-    return reader.read_buffer(data, "np")
+    return reader.read_buffer(data, "np", Options(threads=threads))
 
 
-def save(tensor_dict: dict[str, Array], metadata: dict[str, str] | None = None) -> bytes:
+def save(
+    tensor_dict: dict[str, Array],
+    metadata: dict[str, str] | None = None,
+    *,
+    level: str = "default",
+    threads: int | None = None,
+) -> bytes:
     """The bytes that save_file would write. Errors likewise."""
-    return writer.save(_sources(tensor_dict), metadata, Options())
+    return writer.save(_sources(tensor_dict), metadata, Options(level=level, threads=threads))
 
 
 def compress(tensor: Array, level: str = "default", threads: int | None = None) -> bytes:
@@ -152,13 +158,13 @@ def native_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def blank(dtype: DType, shape: tuple[int, ...]) -> Array:
-    """Uninitialised memory of a shape; of packed bytes where elements are smaller."""
+def blank(dtype: DType, shape: tuple[int, ...], *, room: memoryview | None = None) -> Array:
+    """Uninitialised memory of a shape, `room` if that is given; of packed bytes where elements are smaller."""
     if dtype.name not in _NATIVE:
         raise InvalidArgument(f"numpy has no dtype for {dtype.name}")
     if dtype.bits < 8:
-        return np.empty(dtype.nbytes(shape) or 0, np.uint8)
-    return np.empty(shape, _NATIVE[dtype.name])
+        return np.ndarray(dtype.nbytes(shape) or 0, np.uint8, room)
+    return np.ndarray(shape, _NATIVE[dtype.name], room)
 
 
 def memory(array: Array) -> Array:
@@ -174,16 +180,6 @@ def finish(array: Array, dtype: DType, shape: tuple[int, ...]) -> Array:
     unpacked[:, 0] = array & 15
     unpacked[:, 1] = array >> 4
     return unpacked.reshape(-1).view(_NATIVE[dtype.name]).reshape(shape)
-
-
-def copied(data: memoryview, dtype: DType, shape: tuple[int, ...]) -> Array:
-    """An array of the bytes, in memory of its own."""
-    native = _NATIVE.get(dtype.name)
-    if native is None or dtype.bits < 8:
-        array = blank(dtype, shape)
-        memory(array)[:] = data
-        return finish(array, dtype, shape)
-    return np.ndarray(shape, native, bytearray(data))
 
 
 def probe(shape: tuple[int, ...], index: Any) -> None:

@@ -25,10 +25,11 @@ _BACKENDS = {"mmap": "mmap", "pread": "read", None: None}
 
 # Original bytes decoded at a time: enough for any number of threads, and all that is held beside the tensors.
 _BATCH_BYTES = 64 << 20
-# Tensors up to so many bytes are decoded together and then copied apart, which costs less than asking for the address
-# of each one's own memory. Runs of them stay in the cache until they are.
-_SMALL = 1 << 16
-_RUN_BYTES = 1 << 20
+# Tensors below this, one behind the other, share memory: a little of it for each would be many small pages, and the
+# system takes longer to clear these than decoding into them does. From here on, a tensor's own has large pages.
+_SHARING = 4 << 20
+# Bytes that are shared. So much is kept by the last tensor that is alive.
+_SHARED_BYTES = 16 << 20
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -93,71 +94,46 @@ def read_tensors(
     tensors: dict[str, Any] = dict.fromkeys(names)
     with paused_collector():
         entries = [container.entries[name] for name in names]
-        small = [entry for entry in entries if entry.size <= _SMALL]
-        large = [entry for entry in entries if entry.size > _SMALL]
-        room = _system.room(min(_RUN_BYTES, sum(entry.size for entry in small)))
-        for run in kept.runs(small, _RUN_BYTES):
-            if any(container.is_frame(entry.name) for entry in run):
-                _read_small(container, run, room, framework, options, tensors)
-            else:
-                _read_kept(container, run, framework, options, tensors)
-        whole = [entry for entry in large if not container.is_frame(entry.name)]
-        _read_kept(container, whole, framework, options, tensors)
+        for run in kept.runs((entry for entry in entries if entry.size < _SHARING), _SHARED_BYTES):
+            _read_shared(container, run, framework, options, tensors)
+        large = [entry for entry in entries if entry.size >= _SHARING]
+        shapes = [_native_shape(container, entry, framework) for entry in large]
         frames: list[tuple[str, Bytes]] = []
-        framed = [entry for entry in large if container.is_frame(entry.name)]
-        for name, _, _, _, _ in framed:
-            shape = _native_shape(container, name, framework)
-            tensors[name] = blank = _blank(container, name, framework, shape, framed=True)
-            frames.append((name, framework.memory(blank)))
+        for entry, shape in zip(large, shapes, strict=True):
+            tensors[entry.name] = blank = _blank(container, entry, framework, shape)
+            if container.is_frame(entry.name):
+                frames.append((entry.name, framework.memory(blank)))
+            else:
+                read_bytes(container, entry, 0, framework.memory(blank), options)
+                container.forget()
         _decode_frames(container, frames, options)
-        for name, dtype, _, _, _ in framed:
-            tensors[name] = framework.finish(tensors[name], dtype, _native_shape(container, name, framework))
+        for (name, dtype, _, _, _), shape in zip(large, shapes, strict=True):
+            tensors[name] = framework.finish(tensors[name], dtype, shape)
     return tensors
 
 
-def _read_small(
+def _read_shared(
     container: Container,
     run: Sequence[Entry],
-    room: memoryview,
     framework: Framework,
     options: Options,
     tensors: dict[str, Any],
 ) -> None:
-    """Reads tensors that lie one behind the other, some of them frames, to `room`, and copies each to its memory."""
-    base, name = run[0].start, run[0].name
-    data = room[: run[-1].end - base]
-    container.decode_run(run, data, options)
+    """Reads tensors that lie one behind the other to memory that they share."""
+    starts = _system.places([entry.size for entry in run])
+    room = _system.room(starts[-1])
+    blanks = []
     try:
-        for name, dtype, shape, start, end in run:
-            tensors[name] = framework.copied(data[start - base : end - base], dtype, shape)
+        for entry, start in zip(run, starts, strict=False):
+            shape = framework.native_shape(entry.dtype, entry.shape)
+            blank = framework.blank(entry.dtype, shape, room=room[start : start + entry.size])
+            blanks.append((blank, shape))
     except NeuzipError as error:
-        raise error.at(file=container.path, tensor=name) from None
+        raise error.at(file=container.path, tensor=entry.name) from None
+    container.decode_run(run, room, options, starts)
+    for (name, dtype, _, _, _), (blank, shape) in zip(run, blanks, strict=True):
+        tensors[name] = framework.finish(blank, dtype, shape)
     container.forget()
-
-
-def _read_kept(
-    container: Container,
-    entries: Sequence[Entry],
-    framework: Framework,
-    options: Options,
-    tensors: dict[str, Any],
-) -> None:
-    """Reads uncompressed tensors, together what lies one behind the other in this file. entries: of the original."""
-    for run in kept.runs([container.header.entries[entry.name] for entry in entries], BATCH_BYTES):
-        first, name = run[0], run[0].name
-        try:
-            if first.size > BATCH_BYTES:
-                shape = framework.native_shape(first.dtype, first.shape)
-                blank = framework.blank(first.dtype, shape)
-                read_bytes(container, first, 0, framework.memory(blank), options)
-                tensors[name] = framework.finish(blank, first.dtype, shape)
-                continue
-            data = container.kept_run(run, verify=options.verify)
-            for name, dtype, shape, start, end in run:
-                tensors[name] = framework.copied(data[start - first.start : end - first.start], dtype, shape)
-            container.forget()
-        except NeuzipError as error:
-            raise error.at(file=container.path, tensor=name) from None
 
 
 def _decode_frames(container: Container, frames: Sequence[tuple[str, Bytes]], options: Options) -> None:
@@ -200,32 +176,27 @@ def _decode_large(container: Container, name: str, memory: Bytes, options: Optio
         raise
 
 
-def read_buffer(data: Any, framework: str) -> dict[str, Any]:
+def read_buffer(data: Any, framework: str, options: Options) -> dict[str, Any]:
     """Every tensor of a safetensors file, compressed or plain, that is held in memory as bytes."""
     container = Container.parse(memoryview(data).cast("B"))
-    return read_tensors(container, list(container.entries), import_framework(framework), Options())
+    return read_tensors(container, list(container.entries), import_framework(framework), options)
 
 
-def _native_shape(container: Container, name: str, framework: Framework) -> tuple[int, ...]:
-    entry = container.entries[name]
+def _native_shape(container: Container, entry: Entry, framework: Framework) -> tuple[int, ...]:
     try:
         return framework.native_shape(entry.dtype, entry.shape)
     except NeuzipError as error:
-        error.at(file=container.path, tensor=name)
-        raise
+        raise error.at(file=container.path, tensor=entry.name) from None
 
 
-def _blank(
-    container: Container, name: str, framework: Framework, shape: tuple[int, ...], *, framed: bool
-) -> Any:
-    """Memory for a tensor or a part of it."""
-    if framed:
-        container.frame_header(name)  # before memory is taken: it bounds the size (§6)
+def _blank(container: Container, entry: Entry, framework: Framework, shape: tuple[int, ...]) -> Any:
+    """Memory for a tensor, or a part of it, of a native shape."""
+    if container.is_frame(entry.name):
+        container.frame_header(entry.name)  # before memory is taken: it bounds the size (§6)
     try:
-        return framework.blank(container.entries[name].dtype, shape)
+        return framework.blank(entry.dtype, shape)
     except NeuzipError as error:
-        error.at(file=container.path, tensor=name)
-        raise
+        raise error.at(file=container.path, tensor=entry.name) from None
 
 
 def _open(filename: str | os.PathLike[str], backend: str | None) -> Container:
@@ -270,7 +241,8 @@ class safe_open:
     "pread" for plain reads, or None for plain reads on network file systems and else "mmap". threads: for
     decoding; None is one a processor.
 
-    Tensors own their memory, which is writable, and outlive the file.
+    Tensors are writable and outlive the file. Those below 4 MiB that are read together share allocations of up to
+    16 MiB, each of which is freed with its last tensor; torch cannot resize the storage of such a tensor.
 
     Raises MissingFile (a FileNotFoundError), StorageError; CorruptFrame, TruncatedInput or UnsupportedFormat
     if the file is no safetensors file; InvalidArgument for a framework, device or backend that there is not.
@@ -352,15 +324,14 @@ class safe_open:
 
     def _read_slice(self, entry: Entry, index: Any) -> Any:
         container, framework = self._opened(), self._framework
-        shape = _native_shape(container, entry.name, framework)
+        shape = _native_shape(container, entry, framework)
         if is_basic(index):  # a mask or an array of rows is checked by the selection itself
             framework.probe(shape, index)
         count, size = math.prod(shape), entry.size
         # Elements that are not whole bytes (4 bits in numpy) cannot be cut anywhere: all are read.
         whole = count == 0 or size % count != 0
         window = Window(0, shape, index) if whole else Window.of(shape, index)
-        framed = container.is_frame(entry.name)
-        blank = _blank(container, entry.name, framework, window.shape, framed=framed)
+        blank = _blank(container, entry, framework, window.shape)
         memory = framework.memory(blank)
         if memory.size:
             start = 0 if whole else window.start * (size // count)

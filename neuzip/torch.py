@@ -91,14 +91,20 @@ def save_file(
     writer.save_file(_sources(tensors, options), filename, metadata, options)
 
 
-def load(data: bytes) -> dict[str, torch.Tensor]:
+def load(data: bytes, *, threads: int | None = None) -> dict[str, torch.Tensor]:
     """Read all tensors of a safetensors file, compressed or plain, held in memory. Errors as of load_file."""
-    return reader.read_buffer(data, "pt")
+    return reader.read_buffer(data, "pt", Options(threads=threads))
 
 
-def save(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
+def save(
+    tensors: dict[str, torch.Tensor],
+    metadata: dict[str, str] | None = None,
+    *,
+    level: str = "default",
+    threads: int | None = None,
+) -> bytes:
     """The bytes that save_file would write. Errors likewise."""
-    options = Options()
+    options = Options(level=level, threads=threads)
     return writer.save(_sources(tensors, options), metadata, options)
 
 
@@ -316,11 +322,16 @@ def native_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-1], shape[-1] // per_byte)
 
 
-def blank(dtype: DType, shape: tuple[int, ...], device: Any = "cpu") -> torch.Tensor:
-    """Uninitialised memory of a native shape."""
+def blank(
+    dtype: DType, shape: tuple[int, ...], device: Any = "cpu", *, room: memoryview | None = None
+) -> torch.Tensor:
+    """Uninitialised memory of a native shape: `room`, on the CPU, if that is given."""
     if dtype.torch is None or not hasattr(torch, dtype.torch):
         raise InvalidArgument(f"torch {torch.__version__} has no dtype for {dtype.name}")
-    tensor = torch.empty(shape, dtype=getattr(torch, dtype.torch), device=device)
+    native = getattr(torch, dtype.torch)
+    if room:  # frombuffer takes no empty one
+        return torch.frombuffer(room, dtype=native).view(shape)
+    tensor = torch.empty(shape, dtype=native, device=device)
     if tensor.device.type == "cpu":
         _system.prefer_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
@@ -333,14 +344,6 @@ def memory(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 def finish(tensor: torch.Tensor, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
     """The blank itself: it was filled in place."""
-    return tensor
-
-
-def copied(data: memoryview, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor of the bytes, in memory of its own."""
-    tensor = blank(dtype, native_shape(dtype, shape))
-    if data:
-        memory(tensor)[:] = data
     return tensor
 
 

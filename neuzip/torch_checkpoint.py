@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from neuzip._system import prefer_huge_pages
 from neuzip.archive_source import open_source
 from neuzip.codec import Options
 from neuzip.errors import CorruptFrame, NeuzipError, UnsupportedFormat
@@ -56,6 +57,8 @@ def _read_storages(source: Source, file: TorchFile, device: torch.device) -> dic
         if tensor is not None:
             sizes[tensor.storage.key] = _checked_size(file, tensor.storage, name)
     found = {key: torch.empty(size, dtype=torch.uint8) for key, size in sizes.items()}
+    for data in found.values():
+        prefer_huge_pages(data.data_ptr(), data.nbytes)
     batch: list[tuple[int, Any]] = []
     size = 0
     for key, data in found.items():
