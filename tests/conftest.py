@@ -1,4 +1,4 @@
-"""Checkpoints on disk."""
+"""Checkpoints on disk, and programs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoint_files import ORIGINAL
+from compiled import Builder
 from safetensors_file import Tensor, build, model
 
 from neuzip.checkpoint import compress_file
@@ -19,6 +20,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "tests/cuda makes a kind of device that stays with its process, and tests/nn must not see it: "
             "run them apart, as tests/run does"
         )
+
+
+@pytest.fixture(scope="session")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    return Builder(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture
