@@ -49,7 +49,6 @@ class Neuzip:
     """neuzip with a level, threads and instruction set, all tensors in one call."""
 
     each = False
-    encodes_to = "reused"
 
     def __init__(
         self, data: Dataset, level: str = "default", threads: int = 1, isa: str | None = None
@@ -65,7 +64,7 @@ class Neuzip:
 
     def encode(self) -> Sequence[bytes | memoryview]:
         """Frames, until it encodes again."""
-        return encode_run(self.data.joined, self.data.places, self.options, self.scratch)
+        return encode_run(self.data.contents, self.data.places, self.options, self.scratch)
 
     def decode(self, frames: Frames, outs: State) -> State:
         targets = map(memory, outs)
@@ -74,7 +73,7 @@ class Neuzip:
 
     def encoder(self) -> Contender:
         return Contender(
-            self.label(self.encodes_to),
+            self.label("fresh" if self.each else "reused"),
             run=lambda _: self.encode(),
             check=lambda frames: same([decompress(part) for part in frames], self.data.tensors),
             prepare=lambda: _native.isa_select(self.isa),
@@ -110,7 +109,6 @@ class EachTensor(Neuzip):
     """neuzip.torch.compress and decompress, a call for each tensor."""
 
     each = True
-    encodes_to = "fresh"
 
     def encode(self) -> Sequence[bytes]:
         options = self.options

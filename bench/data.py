@@ -51,7 +51,7 @@ class Dataset:
         return {name: joined(batch) for name, batch in batches.items()}
 
     @cached_property
-    def joined(self) -> bytes:
+    def contents(self) -> bytes:
         """All tensors, one behind the other, as in a file."""
         return b"".join([memory(tensor) for tensor in self.tensors])
 

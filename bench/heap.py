@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 
+from neuzip._system import room
+
 _libc = ctypes.CDLL(None)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of mallopt(3)
 _DEFAULT_BYTES = 128 << 10
@@ -35,8 +37,6 @@ def keep() -> None:
 
 def warm(size: int) -> None:
     """So many bytes of the system's free memory were used a moment ago."""
-    with mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        for page in range(0, size, mmap.PAGESIZE):
-            memory[page] = 1
+    memory = room(size)
+    for page in range(0, size, mmap.PAGESIZE):
+        memory[page] = 1

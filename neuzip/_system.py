@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_HUGE = 1 << 22  # bytes from which large pages are asked for: two of x86-64
+HUGE = 1 << 22  # bytes from which large pages are asked for: two of x86-64
 
 # Linux's RENAME_EXCHANGE (linux/fs.h), and RENAME_SWAP of macOS (sys/stdio.h).
 _EXCHANGE = 2
@@ -25,8 +25,11 @@ _libc = ctypes.CDLL(None)
 
 
 def private_map(size: int) -> mmap.mmap:
-    """Fresh memory from the system. mmap's default is shared memory, which has no large pages."""
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Fresh memory from the system. mmap's default is shared memory, which has no large pages. Raises MemoryError."""
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:  # no memory, or no more mappings (vm.max_map_count)
+        raise MemoryError(f"no {size} bytes of memory") from error
 
 
 def room(size: int) -> memoryview:
@@ -36,7 +39,7 @@ def room(size: int) -> memoryview:
         start = -address(memory) % _LINE
         return memory[start : start + size]
     mapped = private_map(size)
-    if hasattr(mmap, "MADV_HUGEPAGE") and size >= _HUGE:
+    if hasattr(mmap, "MADV_HUGEPAGE") and size >= HUGE:
         mapped.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(mapped)
 
@@ -69,7 +72,7 @@ def prefer_huge_pages(address: int, size: int) -> None:
     """Asks for large pages for fresh memory that is about to be filled: touching it a small page at a time takes
     longer than decoding. Nothing happens where the system has none."""
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if size < _HUGE or advice is None:
+    if size < HUGE or advice is None:
         return
     start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -208,7 +208,7 @@ class Container:
         name = batch[0].name
         if batch[0].size <= BATCH_BYTES:
             out = next(buffers)[: batch[-1].end - batch[0].start]
-            self.decode_run(batch, out, options)
+            self.decode_run(batch, out, options, [entry.start - batch[0].start for entry in batch])
             yield out
         elif self.is_frame(name):
             yield from self._decode_stream(name, buffers, options)
@@ -217,30 +217,29 @@ class Container:
                 yield self.kept_bytes(name, start, min(start + BATCH_BYTES, batch[0].size))
 
     def decode_run(
-        self, run: Sequence[Entry], out: memoryview, options: Options, starts: Sequence[int] | None = None
+        self, run: Sequence[Entry], out: memoryview, options: Options, starts: Sequence[int]
     ) -> None:
-        """Writes the original bytes of tensors that lie one behind the other to `out`: each to its start there, or all
-        of them as they lie in the file, for which `out` then has just the room.
+        """Writes the original bytes of tensors that lie one behind the other to `out`, each to its start there.
 
-        run: entries of the original. Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
+        run: entries of the original. starts: ascending, so that no tensor reaches the next; more than tensors do no
+        harm. Raises CorruptFrame, TruncatedInput, UnsupportedFormat.
         """
-        if starts is None:
-            starts = [entry.start - run[0].start for entry in run]
         here = [self.header.entries[entry.name] for entry in run]
         first = here[0].start
-        kept_here = [pair for pair in zip(here, starts, strict=False) if not self.is_frame(pair[0].name)]
-        self._copy_kept(kept_here, out, options)
-        if len(kept_here) == len(run):
-            return
-        places, framed = [], []
+        places: list[FramePlace] = []
+        framed: list[tuple[Entry, int]] = []
+        kept_here: list[tuple[Entry, int]] = []
         for entry, held, start in zip(run, here, starts, strict=False):
             if self.is_frame(entry.name):
                 place = FramePlace(held.start - first, held.size, start, entry.size, entry.dtype, entry.shape)
                 places.append(place)
-                framed.append(entry)
-        left = decode_run(self._data(here[0], first, here[-1].end), out, places, options)
-        if left:
-            self._decode_others([(framed[number], places[number].start) for number in left], out, options)
+                framed.append((entry, start))
+            else:
+                kept_here.append((held, start))
+        self._copy_kept(kept_here, out, options)
+        if places:
+            left = decode_run(self._data(here[0], first, here[-1].end), out, places, options)
+            self._decode_others([framed[number] for number in left], out, options)
 
     def _copy_kept(self, places: Sequence[tuple[Entry, int]], out: memoryview, options: Options) -> None:
         """Copies uncompressed tensors, entries of this file's header, each to its start in `out`."""

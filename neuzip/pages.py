@@ -24,8 +24,7 @@ def pages(size: int) -> Bytes:
         return np.empty(size, np.uint8)
     try:
         mapped = private_map(size)
-    except OSError:
-        # No more mappings (vm.max_map_count), or no memory: then NumPy raises MemoryError.
+    except MemoryError:  # malloc may have some left; if it has not, NumPy says so
         return np.empty(size, np.uint8)
     return np.frombuffer(mapped, np.uint8)
 

@@ -27,7 +27,7 @@ _BACKENDS = {"mmap": "mmap", "pread": "read", None: None}
 _BATCH_BYTES = 64 << 20
 # Tensors below this, one behind the other, share memory: a little of it for each would be many small pages, and the
 # system takes longer to clear these than decoding into them does. From here on, a tensor's own has large pages.
-_SHARING = 4 << 20
+_SHARING = _system.HUGE
 # Bytes that are shared. So much is kept by the last tensor that is alive.
 _SHARED_BYTES = 16 << 20
 

@@ -1,7 +1,7 @@
 """The C library compiled in several ways, each with programs that test it: natively, with sanitizers, for AVX-512
 without such a processor (through SIMDe), and for aarch64 (run by QEMU).
 
-What needs tools that are not installed is skipped, unless NEUZIP_REQUIRE_CROSS=1 says that they must be.
+What needs tools that are not installed is skipped, or fails (optional.missing).
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-import pytest
+from optional import missing
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
@@ -58,13 +57,6 @@ BUILDS = {
         Build("aarch64", ("aarch64-linux-gnu-g++",), ("neon",), ("-O2", "-static"), ("qemu-aarch64",)),
     )
 }
-
-
-def missing(reason: str) -> NoReturn:
-    """Skips the test, or fails it where nothing may be skipped."""
-    if os.environ.get("NEUZIP_REQUIRE_CROSS") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def cmake_flags(name: str) -> list[str]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import frame_header
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optional import missing
 
 from neuzip import _native, frame
 from neuzip.archive import HEADER, Archive
@@ -41,10 +41,10 @@ ARCHIVES = [path.read_bytes() for path in sorted(VECTORS.glob("*.nz"))]
 
 
 def test_the_c_library(tmp_path: Path) -> None:
-    tools = [tool for tool in ("clang++", "cmake") if shutil.which(tool) is None]
-    if tools and os.environ.get("NEUZIP_REQUIRE_CROSS") != "1":
-        pytest.skip(f"not installed: {', '.join(tools)}")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    tools = [tool for tool in ("clang++", "cmake") if shutil.which(tool, path=path) is None]
+    if tools:
+        missing(f"not installed: {', '.join(tools)}")
     done = subprocess.run(
         [ROOT / "tests" / "fuzz" / "run", str(SECONDS), str(tmp_path / "fuzz")],
         capture_output=True,

