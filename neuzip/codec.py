@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -20,6 +22,7 @@ from neuzip._native import Bytes, Words
 from neuzip._system import address
 from neuzip.errors import CorruptFrame, InvalidArgument, NeuzipError
 from neuzip.layouts import Layout
+from neuzip.worker import Worker
 
 LEVELS = ("default", "max")
 _ZSTD_CHUNK_LOG2 = 20
@@ -212,15 +215,25 @@ def _decode_job(run: DecodeRun, verify: bool) -> _abi.DecodeJob:
 
 
 def _in_threads(work: Callable[[Any], None], runs: Sequence[Any], options: Options) -> None:
-    if len(runs) < 2 or options.thread_count < 2:
-        for run in runs:
-            work(run)
-        return
-    from concurrent.futures import ThreadPoolExecutor
+    left = deque(runs)
 
-    with ThreadPoolExecutor(options.thread_count) as pool:
-        for _ in pool.map(work, runs):
-            pass
+    def work_on() -> None:
+        while left:
+            try:
+                run = left.popleft()
+            except IndexError:  # another thread took the last
+                return
+            work(run)
+
+    with ExitStack() as stack:
+        helpers = min(options.thread_count, len(runs)) - 1
+        workers = [stack.enter_context(Worker("neuzip-codec")) for _ in range(helpers)]
+        stack.callback(left.clear)  # after a failure, only what has been begun is finished
+        for worker in workers:
+            worker.call(work_on)
+        work_on()
+        for worker in workers:
+            worker.wait()
 
 
 def _pieces(size: int, plan: Plan) -> Iterator[tuple[int, int, int]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from threading import Thread
-from types import TracebackType
+from functools import partial
 from typing import TypeGuard
+
+from neuzip.worker import Worker
 
 SHA256_DIGITS = 64
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -27,33 +28,26 @@ class Digest:
     def __init__(self) -> None:
         self.size = 0
         self._hash = hashlib.sha256()
-        self._thread: Thread | None = None
+        self._worker = Worker("neuzip-sha256")
 
     def update(self, pieces: Sequence[memoryview]) -> None:
         """Starts hashing pieces, one after another; waits for those before."""
-        self._wait()
+        self._worker.wait()
         self.size += sum(len(piece) for piece in pieces)
-        self._thread = Thread(target=self._add, args=(pieces,), name="neuzip-sha256")
-        self._thread.start()
+        self._worker.call(partial(self._add, pieces))
 
     def hexdigest(self) -> str:
         """The digest of all pieces so far, lower-case hexadecimal."""
-        self._wait()
+        self._worker.wait()
         return self._hash.hexdigest()
 
     def _add(self, pieces: Sequence[memoryview]) -> None:
         for piece in pieces:
             self._hash.update(piece)
 
-    def _wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
     def __enter__(self) -> Digest:
+        self._worker.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._wait()
+    def __exit__(self, *error: object) -> None:
+        self._worker.__exit__(*error)

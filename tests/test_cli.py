@@ -382,7 +382,7 @@ def test_a_signal_leaves_no_partial_files(number: signal.Signals, big: Path) -> 
         time.sleep(0.001)
     process.send_signal(number)
     output, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, errors
     assert output == ""
     assert errors == ("neuzip: interrupted\n" if number == signal.SIGINT else "neuzip: terminated\n")
     assert list(big.parent.iterdir()) == [big]

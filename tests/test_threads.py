@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from distributions import make, shape_of
 
 from neuzip import _native, frame
 from neuzip.codec import Options
+from neuzip.digest import Digest
 from neuzip.layouts import DTYPES
+from neuzip.worker import Worker
 
 BF16 = DTYPES["BF16"]
 DATA = make("weights", "BF16", 60_000)
@@ -91,6 +94,39 @@ def test_a_process_ends_while_they_work() -> None:
     program = PROGRAM.format(here=str(Path(__file__).parent))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("runs", [False, True], ids=["before it runs", "when it runs"])
+def test_a_signal_while_a_thread_is_started(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        started.append(thread)
+        if runs:
+            start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), Digest() as digest:
+        digest.update([memoryview(DATA)])
+    words = np.arange(1 << 16)
+    with pytest.raises(KeyboardInterrupt):
+        list(frame.encode_many([(words, DTYPES["I64"], words.shape)] * 3, OPTIONS))
+    assert len(started) == 2
+    for thread in started if runs else ():
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_a_call_that_fails_in_a_thread() -> None:
+    made = []
+    with pytest.raises(ZeroDivisionError), Worker("neuzip-test") as worker:
+        worker.call(lambda: made.append(1))
+        worker.call(lambda: 1 // 0)
+        worker.call(lambda: made.append(2))
+        worker.wait()
+    assert made == [1, 2]
 
 
 class Team:
