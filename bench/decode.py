@@ -7,16 +7,17 @@ tensor in a call; on two threads. Beside ZipNN, zstd and copying.
 from __future__ import annotations
 
 import heap
-import torch
 from alone import alone
 from contenders import LEVELS, THREADS, EachTensor, Neuzip, ZipNN, Zstd, available_isas, copiers
 from data import Dataset
 from rounds import PEER, Measurement, Method, measure
 
+from neuzip._system import room
+
 
 def ask(data: Dataset, method: Method) -> list[Measurement]:
     heap.give_back()
-    outs = memory_in_use(data)
+    out = memory_in_use(data)
     encoders = {level: Neuzip(data, level) for level in LEVELS}
     frames = {level: encoder.encode() for level, encoder in encoders.items()}
     zipnn = ZipNN(data)
@@ -24,15 +25,15 @@ def ask(data: Dataset, method: Method) -> list[Measurement]:
     zstd = Zstd(data)
     default = frames["default"]
     contenders = [
-        *copiers(data, outs),
+        *copiers(data, out),
         zipnn.decoder(packed),
         ZipNN(data, THREADS).decoder(packed),
         zstd.decoder(zstd.encode()),
-        *(Neuzip(data, isa=isa).decoder(default, outs) for isa in available_isas()),
-        Neuzip(data, "max").decoder(frames["max"], outs),
+        *(Neuzip(data, isa=isa).decoder(default, out) for isa in available_isas()),
+        Neuzip(data, "max").decoder(frames["max"], out),
         Neuzip(data).loader(),
         EachTensor(data).fresh_decoder(default),
-        Neuzip(data, threads=THREADS).decoder(default, outs),
+        Neuzip(data, threads=THREADS).decoder(default, out),
     ]
     found = measure("decode", data.name, data.size, contenders, method.rounds(data.size))
     return found + alone(ask_zipnn_in_use, data, method)
@@ -49,5 +50,7 @@ def ask_zipnn_in_use(data: Dataset, method: Method) -> list[Measurement]:
     return [row for row in found if row.label.role == PEER]
 
 
-def memory_in_use(data: Dataset) -> list[torch.Tensor]:
-    return [torch.empty_like(tensor).copy_(tensor) for tensor in data.tensors]
+def memory_in_use(data: Dataset) -> memoryview:
+    out = room(data.size)
+    out[:] = data.contents
+    return out
