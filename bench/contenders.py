@@ -1,7 +1,7 @@
 """The codecs in memory: each encodes and decodes a dataset the way it likes best.
 
-neuzip gets all tensors in one call, as load_file and save_file have it, and in memory in use, or as a user would: by
-neuzip.torch.load, and by a call for each tensor.
+neuzip gets all tensors in one call, one behind the other in memory in use, as the commands and save_file have them; or
+as a user would: by neuzip.torch.load, and by a call for each tensor.
 ZipNN and zstd get all bytes of a dtype in one call, which spares them their costs a call.
 """
 
