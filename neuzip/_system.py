@@ -137,20 +137,23 @@ _release_buffer = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("PyBuffer_Release", 
 def address(buffer: Any) -> int:
     """Where a contiguous buffer's bytes lie, as long as something keeps it alive. BufferError for another."""
     found = _Buffer()
-    _get_buffer(buffer, ctypes.byref(found), 0)  # PyBUF_SIMPLE
-    _release_buffer(ctypes.byref(found))
+    try:
+        _get_buffer(buffer, ctypes.byref(found), 0)  # PyBUF_SIMPLE
+    finally:  # also after a signal: a buffer that is held cannot be closed any more
+        _release_buffer(ctypes.byref(found))
     return found.buf or 0
 
 
-_create = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t)(
+_create = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)(
     ("PyBytes_FromStringAndSize", ctypes.pythonapi)
 )
-_content = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("PyBytes_AsString", ctypes.pythonapi))
+_content = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", ctypes.pythonapi))
 _resize = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_void_p), ctypes.c_ssize_t)(
     ("_PyBytes_Resize", ctypes.pythonapi)
 )
 # Of an object that is one already: the object itself. ctypes.cast is ten times as slow.
 _bytes = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p)(("PyBytes_FromObject", ctypes.pythonapi))
+_hold = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("Py_IncRef", ctypes.pythonapi))
 _release = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("Py_DecRef", ctypes.pythonapi))
 
 
@@ -161,13 +164,11 @@ class BytesBuilder:
     never touched.
     """
 
-    _object = ctypes.c_void_p(None)
-
     def __init__(self, capacity: int) -> None:
         # At least two bytes: shorter objects are shared by the interpreter and must not be written.
         self.capacity = max(capacity, 2)
-        self._object = ctypes.c_void_p(_create(None, self.capacity))
-        self.address: int = _content(self._object)
+        self._data: bytes = _create(None, self.capacity)
+        self.address: int = _content(self._data)
         prefer_huge_pages(self.address, self.capacity)
 
     def write(self, offset: int, data: bytes | bytearray) -> None:
@@ -176,15 +177,12 @@ class BytesBuilder:
 
     def finish(self, size: int) -> bytes:
         """The object, with its first ``size`` bytes, ``2 <= size <= capacity``."""
-        _resize(ctypes.byref(self._object), size)
-        result: bytes = _bytes(self._object)
-        self._let_go()
+        # Only an object with one reference can be resized, and it may move. From here on that is not Python's: a signal
+        # may lose the object, but nothing lets go of it twice.
+        held = ctypes.c_void_p(id(self._data))
+        _hold(held)
+        del self._data
+        _resize(ctypes.byref(held), size)
+        result: bytes = _bytes(held)
+        _release(held)
         return result
-
-    def _let_go(self) -> None:
-        _release(self._object)
-        self._object = ctypes.c_void_p(None)
-
-    def __del__(self) -> None:
-        if self._object.value is not None:
-            self._let_go()

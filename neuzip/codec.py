@@ -227,7 +227,7 @@ def _in_threads(work: Callable[[Any], None], runs: Sequence[Any], options: Optio
 
     with ExitStack() as stack:
         helpers = min(options.thread_count, len(runs)) - 1
-        workers = [stack.enter_context(Worker("neuzip-codec")) for _ in range(helpers)]
+        workers = [stack.enter_context(Worker()) for _ in range(helpers)]
         stack.callback(left.clear)  # after a failure, only what has been begun is finished
         for worker in workers:
             worker.call(work_on)

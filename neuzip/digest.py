@@ -28,7 +28,7 @@ class Digest:
     def __init__(self) -> None:
         self.size = 0
         self._hash = hashlib.sha256()
-        self._worker = Worker("neuzip-sha256")
+        self._worker = Worker()
 
     def update(self, pieces: Sequence[memoryview]) -> None:
         """Starts hashing pieces, one after another; waits for those before."""

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
 from queue import SimpleQueue
-from threading import Event, Thread
 
 Call = Callable[[], object]
 
 
 class Worker:
-    """A context manager: after the block, no call is made any more.
+    """A context manager: after the block, no call is made any more, wherever a signal has ended it.
 
-    That holds wherever a signal ends the block. `Thread.join` alone does not give it: a signal within `Thread.start`
-    leaves a thread that runs, or is about to, and cannot be joined. So a worker is started before it has calls, and
-    one that could not be is told to end.
+    threading does not give that. A signal within Thread.start leaves a thread that runs, or is about to, and cannot be
+    joined; one within Event.wait may raise RuntimeError in place of KeyboardInterrupt. Here a signal comes before or
+    after what is done in C: a lock, a queue, the start of the thread, which has no calls then and can be told to end.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         self._calls: SimpleQueue[Call | None] = SimpleQueue()
         self._error: BaseException | None = None
-        # Daemon: the interpreter does not wait for one that a signal left without calls.
-        self._thread = Thread(target=self._work, name=name, daemon=True)
 
     def call(self, function: Call) -> None:
         """Asks for a call; returns at once."""
@@ -29,11 +27,15 @@ class Worker:
 
     def wait(self) -> None:
         """Returns when all calls so far have been made. Raises what the first that failed has raised."""
-        made = Event()
-        self._calls.put(made.set)
-        made.wait()
+        self._let_finish()
         if self._error is not None:
             raise self._error
+
+    def _let_finish(self) -> None:
+        made = allocate_lock()
+        made.acquire()
+        self._calls.put(made.release)
+        made.acquire()
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -45,12 +47,14 @@ class Worker:
 
     def __enter__(self) -> Worker:
         try:
-            self._thread.start()
+            start_new_thread(self._work, ())
         except BaseException:
             self._calls.put(None)
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._calls.put(None)
-        self._thread.join()
+        try:
+            self._let_finish()
+        finally:
+            self._calls.put(None)

@@ -66,6 +66,14 @@ def victim() -> Iterator[Victim]:
     assert found.process.wait(timeout=10) == 0
 
 
+def test_ctrl_c_before_any_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(HERE / "interrupted.py"), str(tmp_path), "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 8
+
+
 def leftovers(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if path.name.startswith(".neuzip")]
 

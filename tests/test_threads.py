@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from distributions import make, shape_of
 
-from neuzip import _native, frame
+from neuzip import _native, frame, worker
 from neuzip.codec import Options
 from neuzip.digest import Digest
 from neuzip.layouts import DTYPES
@@ -96,36 +96,32 @@ def test_a_process_ends_while_they_work() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("runs", [False, True], ids=["before it runs", "when it runs"])
-def test_a_signal_while_a_thread_is_started(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[threading.Thread] = []
-    start = threading.Thread.start
+def test_a_signal_while_a_thread_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[threading.Event] = []
 
-    def interrupted(thread: threading.Thread) -> None:
-        started.append(thread)
-        if runs:
-            start(thread)
+    def interrupted(work: Callable[[], None], arguments: tuple[()]) -> None:
+        end = threading.Event()
+        ended.append(end)
+        threading.Thread(target=lambda: (work(*arguments), end.set())).start()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr(worker, "start_new_thread", interrupted)
     with pytest.raises(KeyboardInterrupt), Digest() as digest:
         digest.update([memoryview(DATA)])
     words = np.arange(1 << 16)
     with pytest.raises(KeyboardInterrupt):
-        list(frame.encode_many([(words, DTYPES["I64"], words.shape)] * 3, OPTIONS))
-    assert len(started) == 2
-    for thread in started if runs else ():
-        thread.join(60)
-        assert not thread.is_alive()
+        frame.encode_many([(words, DTYPES["I64"], words.shape)] * 3, OPTIONS)
+    assert len(ended) == 2
+    assert all(end.wait(60) for end in ended)
 
 
 def test_a_call_that_fails_in_a_thread() -> None:
     made = []
-    with pytest.raises(ZeroDivisionError), Worker("neuzip-test") as worker:
-        worker.call(lambda: made.append(1))
-        worker.call(lambda: 1 // 0)
-        worker.call(lambda: made.append(2))
-        worker.wait()
+    with pytest.raises(ZeroDivisionError), Worker() as thread:
+        thread.call(lambda: made.append(1))
+        thread.call(lambda: 1 // 0)
+        thread.call(lambda: made.append(2))
+        thread.wait()
     assert made == [1, 2]
 
 
