@@ -8,6 +8,7 @@ operation that writes to the tensor compresses the result again, whatever optimi
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -237,8 +238,10 @@ def _geometry(tensor: CompressedTensor) -> torch.Tensor:
 
 
 def _view(tensor: CompressedTensor, like: torch.Tensor) -> CompressedTensor:
-    # A view of an ordinary tensor is one too, even when it is taken in inference mode.
-    with torch.inference_mode(tensor.is_inference()):
+    # A view of an ordinary tensor is one too, even when it is taken in inference mode. The mode is not entered for
+    # nothing: a signal within would leave torch's dispatcher without autograd.
+    right = tensor.is_inference() == torch.is_inference_mode_enabled()
+    with nullcontext() if right else torch.inference_mode(tensor.is_inference()):
         return type(tensor)(tensor.weight, like.shape, like.stride(), like.storage_offset())
 
 

@@ -27,7 +27,8 @@ PIECE_BYTES = 4 << 20
 _TWICE = (
     "its gradient came again before opt.step(), but it has been stepped with the first. Run all but the last backward "
     "of a step inside `with opt.accumulate():`. If there was only one, a tied weight met reentrant checkpointing: "
-    "use checkpoint(..., use_reentrant=False)"
+    "use checkpoint(..., use_reentrant=False). If the last one was interrupted or failed, it had stepped some weights: "
+    "opt.zero_grad(), and load a checkpoint, or go on from there after opt.step()"
 )
 
 
@@ -198,6 +199,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._step_one(parameter, self._group_of[id(parameter)])
             self._stepped.add(id(parameter))
         except InvalidArgument as error:
+            parameter.grad = None  # step() would take it, or the next backward add to it
             raise error.at(tensor=self._names.get(id(parameter))) from None
 
     @torch.no_grad()
@@ -312,8 +314,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state of this class or of the ordinary optimizer over the same parameters."""
+        """Loads a state of this class or of the ordinary optimizer over the same parameters.
+
+        A step that a backward had begun, and not ended, is forgotten: load the model's weights, too.
+        """
         super().load_state_dict(state_dict)
+        self._stepped.clear()
         saved = [each for group in state_dict["param_groups"] for each in group["params"]]
         for key, parameter in zip(saved, self._parameters(), strict=True):
             if parameter not in self.state:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 from contextlib import nullcontext
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from interrupted import Interrupt
 from optim_training import batch, digest, make_model, weights_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from neuzip.errors import InvalidArgument
-from neuzip.nn import CompressedTensor
+from neuzip.nn import CompressedTensor, compress_model
 from neuzip.optim import FusedOptimizer, fused
 
 O = torch.optim  # noqa: E741
@@ -54,6 +56,60 @@ def test_second_backward_is_refused() -> None:
     model(batch(0)).backward()
     with pytest.raises(InvalidArgument, match=r"head\.weight.*accumulate"):
         model(batch(1)).backward()
+
+
+class Failing(torch.autograd.Function):
+    """Passes on its input; its gradient cannot be had."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("load", [False, True])
+def test_a_backward_that_was_interrupted(load: bool) -> None:
+    """The checkpoint or, where training goes on, what was stepped, and nothing twice."""
+    usual, ours = both()
+    opt = fused(ours, O.AdamW, lr=0.1)
+    ordinary = O.AdamW(usual.parameters(), lr=0.1)
+    for each, model in ((ordinary, usual), (opt, ours)):
+        model(batch(0)).backward()
+        each.step()
+        each.zero_grad()
+    saved = copy.deepcopy((ours.state_dict(), opt.state_dict()))
+    before = weights_of(ours)
+    hook = ours.blocks[0].register_forward_hook(lambda module, args, x: Failing.apply(x))
+    with pytest.raises(KeyboardInterrupt):
+        ours(batch(1)).backward()
+    hook.remove()
+    assert {name for name, digest in weights_of(ours).items() if digest != before[name]} == {
+        "head.weight",
+        "norm.weight",
+    }
+    with pytest.raises(InvalidArgument, match=r"head\.weight.*interrupted.*opt\.step\(\)"):
+        ours(batch(1)).backward()
+    assert all(parameter.grad is None for parameter in ours.parameters()), "of what was refused"
+    if load:
+        ours.load_state_dict(saved[0])
+        opt.load_state_dict(saved[1])
+    else:
+        opt.step()
+        usual(batch(1)).backward()
+        for parameter in usual.blocks.parameters():
+            parameter.grad = None
+        usual.embedding.weight.grad = None
+        ordinary.step()
+        ordinary.zero_grad()
+    assert weights_of(ours) == weights_of(usual)
+    for each, model in ((ordinary, usual), (opt, ours)):
+        model(batch(2)).backward()
+        each.step()
+        each.zero_grad()
+    assert weights_of(ours) == weights_of(usual)
 
 
 class Shared(nn.Module):
@@ -325,3 +381,38 @@ def test_two_fused_optimizers_are_refused_but_a_dropped_one_is_forgotten() -> No
     assert all(parameter.grad is not None for parameter in model.parameters())
     second.step()
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# --- interrupted anywhere -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "every"), [(False, 1), (True, 23)], ids=["forward", "step"])
+def test_ctrl_c_before_any_line(steps: bool, every: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 64)).to(torch.bfloat16)
+    compress_model(model, min_size=1024)
+    opt = fused(model, O.AdamW, lr=1e-3)
+    x = torch.randn(4, 256).to(torch.bfloat16)
+
+    def work() -> None:
+        loss = model(x).float().square().mean()
+        if steps:
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+
+    work()
+    for at in itertools.count(1, every):
+        try:
+            with Interrupt(at) as interrupt:
+                work()
+        except KeyboardInterrupt:
+            torch.set_grad_enabled(True)  # which torch's own no_grad may have left
+        if steps:
+            opt.zero_grad()
+            opt.step()
+        assert model(x).requires_grad, f"line {at}"
+        if interrupt.left > 0:
+            break
+    assert at > 200
+    assert all(torch.isfinite(model[each].weight.dense()).all() for each in (0, 2))
