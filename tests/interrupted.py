@@ -8,6 +8,7 @@ left, or memory is damaged.
 from __future__ import annotations
 
 import itertools
+import linecache
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,10 @@ from neuzip import compress_file, decompress_file, verify_file
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt before the line of that number that is run in the block, by this thread."""
+    """Raises KeyboardInterrupt before the line of that number that is run in the block, by this thread.
+
+    Or before the next: a `with` is a line once more at its end, when a signal can only come within __exit__.
+    """
 
     def __init__(self, at: int) -> None:
         self.left = at
@@ -30,7 +34,8 @@ class Interrupt:
     def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line":
             self.left -= 1
-            if self.left == 0:
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno) if self.left <= 0 else ""
+            if line and not line.lstrip().startswith("with "):
                 sys.settrace(None)
                 raise KeyboardInterrupt
         return self._trace
