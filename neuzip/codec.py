@@ -215,6 +215,11 @@ def _decode_job(run: DecodeRun, verify: bool) -> _abi.DecodeJob:
 
 
 def _in_threads(work: Callable[[Any], None], runs: Sequence[Any], options: Options) -> None:
+    # Nearly every call, and there is one for each piece that is decoded.
+    if len(runs) < 2 or options.thread_count < 2:
+        for run in runs:
+            work(run)
+        return
     left = deque(runs)
 
     def work_on() -> None:

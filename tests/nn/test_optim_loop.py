@@ -76,10 +76,14 @@ def test_a_backward_that_was_interrupted(load: bool) -> None:
     usual, ours = both()
     opt = fused(ours, O.AdamW, lr=0.1)
     ordinary = O.AdamW(usual.parameters(), lr=0.1)
-    for each, model in ((ordinary, usual), (opt, ours)):
-        model(batch(0)).backward()
-        each.step()
-        each.zero_grad()
+
+    def step_both(number: int) -> None:
+        for each, model in ((ordinary, usual), (opt, ours)):
+            model(batch(number)).backward()
+            each.step()
+            each.zero_grad()
+
+    step_both(0)
     saved = copy.deepcopy((ours.state_dict(), opt.state_dict()))
     before = weights_of(ours)
     hook = ours.blocks[0].register_forward_hook(lambda module, args, x: Failing.apply(x))
@@ -105,10 +109,7 @@ def test_a_backward_that_was_interrupted(load: bool) -> None:
         ordinary.step()
         ordinary.zero_grad()
     assert weights_of(ours) == weights_of(usual)
-    for each, model in ((ordinary, usual), (opt, ours)):
-        model(batch(2)).backward()
-        each.step()
-        each.zero_grad()
+    step_both(2)
     assert weights_of(ours) == weights_of(usual)
 
 
